@@ -1,0 +1,51 @@
+"""What every test stands on: the event loop of the real program, no task left behind, one budget for generated examples.
+
+Fixtures for one floor live in that floor's own conftest.py.
+"""
+
+import asyncio
+import inspect
+import os
+from collections.abc import AsyncIterator
+
+import hypothesis
+import pytest
+import uvloop
+
+GRACE = 1.0
+"""Seconds a cancelled or ending task is given to be gone before it counts as leaked."""
+
+hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "fuzz",
+    deadline=None,
+    print_blob=True,
+    max_examples=int(os.environ.get("YUGONG_FUZZ") or 1_000_000),
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("fuzz" if os.environ.get("YUGONG_FUZZ") else "house")
+
+
+@pytest.fixture(scope="session")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """Tests wait on uvloop, as the program does."""
+    return uvloop.EventLoopPolicy()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every waiting test is watched for tasks; first in, so that it is torn down after the test's own fixtures."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.fixturenames.insert(0, "no_task_left")
+
+
+@pytest.fixture
+async def no_task_left() -> AsyncIterator[None]:
+    """Fails a test that leaves a task running: in the program that would be memory that never comes back."""
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if left:
+        _, left = await asyncio.wait(left, timeout=GRACE)
+    if left:
+        pytest.fail(f"tasks left running: {sorted(map(repr, left))}")

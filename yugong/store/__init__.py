@@ -1,0 +1,1 @@
+"""Floor 2: keeping. Files and databases; knows nothing of the leg out."""
