@@ -7,7 +7,7 @@ ARGS   ?=
 FUZZ   ?= 1000000
 
 BIN     := $(VENV)/bin
-PIP     := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+PIP     := PYTHONWARNINGS=ignore $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 PYTEST  := $(BIN)/python -m pytest
 PURE    := tests/test_floors.py $(wildcard tests/base tests/core)
 LOCKING := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --newline lf --no-emit-options \

@@ -1,4 +1,4 @@
-"""What every test stands on: the event loop of the real program, no task left behind, one budget for generated examples.
+"""What every test stands on: the program's own event loop, no task left behind, one budget for generated examples.
 
 Fixtures for one floor live in that floor's own conftest.py.
 """
@@ -6,7 +6,7 @@ Fixtures for one floor live in that floor's own conftest.py.
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import hypothesis
 import pytest
@@ -26,10 +26,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fuzz" if os.environ.get("YUGONG_FUZZ") else "house")
 
 
-@pytest.fixture(scope="session")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests wait on uvloop, as the program does."""
-    return uvloop.EventLoopPolicy()
+    return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
