@@ -58,7 +58,7 @@ IMPURE_NAMES = frozenset(
 """Dotted names within those modules that are not pure after all."""
 
 IMPURE_CALLS = frozenset("__import__ breakpoint compile eval exec input open print mmap.mmap".split())
-"""What may not be called. A mapped body may well be named as a type and read; mapping it is for those who keep files."""
+"""What may not be called. A mapped body may be named as a type and read; mapping it is for those who keep files."""
 
 IMPURE_METHODS = frozenset("generate generate_key generate_private_key generate_parameters".split())
 """Attributes that draw randomness in `cryptography`; refused in modules that import it."""
@@ -388,7 +388,10 @@ SOUND = {
         "def open(rng: 'random.Random') -> float: return rng.random()\nopen(y)\n"
         "def now(self): return self.clock.now()"
     ),
-    "yugong/core/b.py": '"""B."""\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .a import now\nfrom mmap import mmap\ny: mmap',
+    "yugong/core/b.py": (
+        '"""B."""\nfrom mmap import mmap\nfrom typing import TYPE_CHECKING\ny: mmap\n'
+        "if TYPE_CHECKING:\n    from .a import now"
+    ),
     "yugong/core/dialects/__init__.py": '"""Dialects."""\nimport importlib, pkgutil\nimportlib.import_module("x")',
     "yugong/store/file.py": '"""File."""\nimport os, time\nfrom yugong.core import a\nasync def f(): open("x")',
     "yugong/upstream/leg.py": '"""Leg."""\nfrom ..base import ids\nfrom .. import __version__',

@@ -1,0 +1,102 @@
+"""The house and its papers agree: locks with pyproject, targets with the Makefile, the version with the changelog."""
+
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import yugong
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+LOCKS = {"requirements.lock": (), "requirements-dev.lock": ("test", "dev")}
+"""Lock file → the extras it carries beside what the program needs to run."""
+
+TARGETS = "help run demo test check system bench bench-peers fuzz lock clean".split()
+
+
+def locked(name: str) -> dict[str, tuple[str, int]]:
+    """Package → its version and how many hashes it has; fails on any line that is neither pin, hash nor comment."""
+    pins: dict[str, tuple[str, int]] = {}
+    text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        pin = line.partition("#")[0].split()
+        if not pin:
+            continue
+        package, equals, version = pin[0].partition("==")
+        assert equals, f"{name}: not a pin: {line[:60]}"
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word) for word in pin[1:]), f"{name}: {line[:60]}"
+        pins[canonicalize_name(package)] = (version, len(pin) - 1)
+    return pins
+
+
+def required(extras: tuple[str, ...]) -> Iterator[Requirement]:
+    project = PROJECT["project"]
+    for text in PROJECT["build-system"]["requires"] + project["dependencies"]:
+        yield Requirement(text)
+    for extra in extras:
+        yield from map(Requirement, project["optional-dependencies"][extra])
+
+
+@pytest.mark.parametrize(("name", "extras"), LOCKS.items(), ids=list(LOCKS))
+def test_lock_holds_what_the_project_asks_for(name: str, extras: tuple[str, ...]) -> None:
+    pins = locked(name)
+    for requirement in required(extras):
+        version, hashes = pins.get(canonicalize_name(requirement.name), ("", 0))
+        assert hashes, f"{requirement} is not in {name}; run `make lock`"
+        assert requirement.specifier.contains(Version(version)), f"{name} pins {version} for {requirement}"
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_has_hashes_and_no_address(name: str) -> None:
+    pins = locked(name)
+    assert pins
+    assert [package for package, (_, hashes) in pins.items() if hashes == 0] == []
+    assert not re.search(r"://|^-", (ROOT / name).read_text("utf-8"), re.MULTILINE)
+
+
+def test_tests_run_on_the_versions_that_are_served() -> None:
+    development = locked("requirements-dev.lock")
+    assert {name: pin for name, pin in locked("requirements.lock").items() if development.get(name) != pin} == {}
+
+
+def test_every_target_exists_and_is_listed() -> None:
+    listed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert sorted(line.split()[1] for line in listed.decode().splitlines()) == sorted(TARGETS)
+
+
+def test_old_python_is_refused_in_words(tmp_path: Path) -> None:
+    old = tmp_path / "python-old"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo Python 3.9.2; exit 0; }\nexit 1\n')
+    old.chmod(0o755)
+    words = ["make", "--no-print-directory", "run", f"PYTHON={old}", f"VENV={tmp_path}/venv"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "needs Python 3.11 or later" in done.stderr
+    assert "Python 3.9.2" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_version_is_in_the_changelog() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    versions = re.findall(r"^## \[(\d[^\]]*)\]", changelog, re.MULTILINE)
+    assert versions[0] == yugong.__version__
+    assert versions == sorted(versions, key=Version, reverse=True)
+
+
+def test_markers_are_what_make_leaves_out() -> None:
+    markers = {marker.partition(":")[0] for marker in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
+    named = set(re.findall(r'-m "([^"]*)"', (ROOT / "Makefile").read_text("utf-8")))
+    assert {word for expression in named for word in expression.split()} - {"not", "and", "or"} == markers
+
+
+def test_ci_is_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o100
+    assert script.read_text("utf-8").rstrip().endswith("\nmake test")
