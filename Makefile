@@ -9,6 +9,7 @@ FUZZ   ?= 1000000
 BIN     := $(VENV)/bin
 PIP     := PYTHONWARNINGS=ignore $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 PYTEST  := $(BIN)/python -m pytest
+TYPED   := yugong $(wildcard bench)
 PURE    := tests/test_floors.py $(wildcard tests/base tests/core)
 LOCKING := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --newline lf --no-emit-options \
            --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --build-deps-for editable
@@ -36,19 +37,19 @@ check: lint  ## the fast part: lint, types, floors, the pure tests
 lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/mypy --no-error-summary $(TYPED)
 
 system: $(VENV)/.dev  ## only the tests that start real processes
 	@$(PYTEST) -q -m "system and not slow" $(ARGS)
 
 fuzz: $(VENV)/.dev  ## the parsers, FUZZ= examples each (a million)
-	@YUGONG_FUZZ=$(FUZZ) $(PYTEST) -q -k fuzz $(ARGS)
+	@YUGONG_FUZZ=$(FUZZ) $(PYTEST) -q -k fuzz -o faulthandler_timeout=0 $(ARGS)
 
 bench: $(VENV)/.dev  ## processor time and latency beside nginx and a plain relay
-	@$(BIN)/python -m bench $(ARGS)
+	@$(BIN)/python -m bench run $(ARGS)
 
 bench-peers: $(VENV)/.dev  ## the same beside other gateways, where installed
-	@$(BIN)/python -m bench --peers $(ARGS)
+	@$(BIN)/python -m bench peers $(ARGS)
 
 lock: $(VENV)/.dev  ## both lock files from pyproject.toml; ARGS=--upgrade takes the newest
 	@CUSTOM_COMPILE_COMMAND="make lock" $(LOCKING) $(ARGS) -o requirements.lock pyproject.toml

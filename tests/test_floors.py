@@ -41,7 +41,7 @@ PURE_FLOORS = (0, 1)
 PURE_MODULES = frozenset(
     """
     __future__ abc array ast base64 binascii bisect builtins codecs collections contextlib copy cryptography
-    dataclasses datetime decimal difflib email enum fractions functools hashlib heapq hmac html http io
+    dataclasses datetime decimal difflib email enum fnmatch fractions functools hashlib heapq hmac html http io
     ipaddress itertools json keyword math mmap msgspec numbers operator orjson re string struct textwrap tomllib
     types typing unicodedata urllib weakref yaml zlib
     """.split()

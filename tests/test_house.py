@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,28 @@ def test_old_python_is_refused_in_words(tmp_path: Path) -> None:
     assert "needs Python 3.11 or later" in done.stderr
     assert "Python 3.9.2" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+GUARDED = """
+import asyncio
+
+async def test_leaves_a_task():
+    assert type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    test_leaves_a_task.kept = asyncio.create_task(asyncio.sleep(60), name="left-behind")
+
+async def test_is_tidy():
+    await asyncio.create_task(asyncio.sleep(0))
+"""
+
+
+def test_a_task_left_behind_fails_its_test(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
+    (tmp_path / "test_guarded.py").write_text(GUARDED)
+    words = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}"]
+    done = subprocess.run([*words, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "2 passed, 1 error" in done.stdout
+    assert "tasks left running" in done.stdout
+    assert "left-behind" in done.stdout
 
 
 def test_version_is_in_the_changelog() -> None:
