@@ -87,9 +87,10 @@ class Attempt:
     """One request and its fate."""
 
     __slots__ = (
-        "arrived", "body", "chunked", "dialect", "document", "events", "fault", "files", "group", "keep_alive", "key",
-        "key_id", "left_early", "model", "org", "pace", "path", "prompt", "query", "request", "request_id", "sent",
-        "serial", "spec", "started", "status", "streams", "target", "texts", "usage",
+        "arrived", "body", "chunked", "dialect", "document", "empty", "events", "fault", "files", "group",
+        "keep_alive", "key", "key_id", "left_early", "limits", "model", "org", "pace", "path", "prompt",
+        "query", "request", "request_id", "sent", "serial", "spec", "started", "status", "streams", "target",
+        "texts", "usage",
     )  # fmt: skip
 
     def __init__(self, request: BaseRequest, spec: EmulatorSpec, serial: str) -> None:
@@ -109,13 +110,15 @@ class Attempt:
         self.key = ""
         self.key_id = ""
         self.org: Org | None = None
-        self.group: Group | None = None
+        self.group: Group | None = None  # that admitted it and is to be released
+        self.limits: Group | None = None  # whose figures the head tells
         self.body: Body = EMPTY
         self.document: Any = None
         self.texts: dict[str, str] = {}  # of a form
         self.files: dict[str, Part] = {}
         self.model = ""
         self.prompt = b""
+        self.empty = ""  # the dimension a fault says is used up
         self.streams = False
         self.fault: Fault | None = None
         self.status = 0  # 0: no head was sent

@@ -30,11 +30,12 @@ class BodyError(ValueError):
 class Body:
     """A whole request body: `data` when in memory, else a file at `path`."""
 
-    __slots__ = ("data", "path", "sha256", "size")
+    __slots__ = ("data", "kept", "path", "sha256", "size")
 
     def __init__(self, data: bytes | None, path: str, sha256: str, size: int) -> None:
         self.data = data
         self.path = path
+        self.kept = False
         self.sha256 = sha256
         self.size = size
 
@@ -70,8 +71,14 @@ class Body:
         return made.hexdigest()
 
     def pieces(self, start: int, end: int) -> Iterator[bytes]:
-        for at in range(start, end, WINDOW):
-            yield self.read(at, min(end, at + WINDOW))
+        """A part, window by window."""
+        if self.data is not None:
+            yield self.data[start:end]
+            return
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            for at in range(start, end, WINDOW):
+                yield file.read(min(WINDOW, end - at))
 
     def decoded(self, coding: str) -> bytes:
         """The body with `content-encoding` undone; raises BodyError."""
@@ -91,9 +98,19 @@ class Body:
             raise BodyError(413, "too large to read as JSON")
         return plain
 
+    def keep(self) -> "Body":
+        """Let the spool file live on after its attempt, until `release`."""
+        self.kept = True
+        return self
+
+    def release(self) -> None:
+        """Let go of a kept body. A reader that has it open reads on."""
+        self.kept = False
+        self.forget()
+
     def forget(self) -> None:
-        """Remove the spool file, unless it has been moved."""
-        if self.path:
+        """Remove the spool file, unless it is kept."""
+        if self.path and not self.kept:
             try:
                 os.unlink(self.path)
             except FileNotFoundError:
@@ -129,6 +146,8 @@ async def take_body(content: StreamReader, length: int | None, folder: str, limi
 async def _spool(content: StreamReader, first: bytes, folder: str, most: int) -> Body:
     digest = hashlib.sha256(first)
     size = len(first)
+    if size > most:
+        raise BodyError(413, "Request exceeds the maximum size.")
     handle, path = tempfile.mkstemp(dir=folder, prefix="body-")
     whole = False
     try:

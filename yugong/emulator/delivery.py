@@ -318,7 +318,7 @@ async def strike_head(attempt: Attempt, fault: Fault) -> None:
         await out.flushed()
         out.close()
     else:
-        out.write(_MALFORMED.get(fault.word(0, "chunk"), _MALFORMED["chunk"]))
+        out.write(_MALFORMED[fault.word(0, "chunk")])
         await out.flushed()
         out.close()
 

@@ -91,6 +91,17 @@ CLOUDFLARE = {
 }
 
 
+# What the parameters may be, where they are not numbers: kind → which → words allowed (None: any)
+WORDS: dict[str, dict[int, tuple[str, ...] | None]] = {
+    "429_quota": {0: None},
+    "redirect": {0: None},
+    "error_first_event": {0: None},
+    "malformed": {0: ("chunk", "status", "header", "both")},
+    "cut_stream": {1: ("close", "rst", "done")},
+    "cut_bytes": {1: ("close", "rst", "done")},
+}
+
+
 class FaultError(ValueError):
     """A fault nobody knows, or a parameter that cannot be read."""
 
@@ -103,13 +114,8 @@ class Fault(NamedTuple):
     stage: str
 
     def number(self, i: int, default: int) -> int:
-        """The i-th parameter as a number; raises FaultError."""
-        if i >= len(self.params) or not self.params[i]:
-            return default
-        try:
-            return int(self.params[i])
-        except ValueError:
-            raise FaultError(f"{self.kind}: {self.params[i]!r} is no number") from None
+        """The i-th parameter as a number."""
+        return int(self.params[i]) if i < len(self.params) and self.params[i] else default
 
     def word(self, i: int, default: str) -> str:
         return self.params[i] if i < len(self.params) and self.params[i] else default
@@ -123,7 +129,12 @@ def parse_fault(text: str) -> Fault:
         raise FaultError(f"unknown fault {kind!r}; known are {', '.join(KINDS)}")
     if kind == "redirect":
         return Fault(kind, (rest,), known[0])  # its parameter is a URL and keeps its colons
-    return Fault(kind, tuple(rest.split(":")) if rest else (), known[0])
+    params = tuple(rest.split(":")) if rest else ()
+    for i, param in enumerate(params):
+        allowed = WORDS.get(kind, {}).get(i, ())
+        if allowed is not None and param and not (param in allowed or (not allowed and param.isdecimal())):
+            raise FaultError(f"{kind}: {param!r} is none of {', '.join(allowed) or 'the numbers'}")
+    return Fault(kind, params, known[0])
 
 
 class Rule:

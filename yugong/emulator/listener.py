@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from typing import cast
 
 from aiohttp import web
 
@@ -27,8 +28,7 @@ class _Garbage(asyncio.Protocol):
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(b"\x00\x16nonsense" + os.urandom(32))
@@ -100,8 +100,7 @@ class Listener:
             if connection.transport is not None:
                 connection.transport.abort()
         for transport in self._odd:
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
+            cast(asyncio.Transport, transport).abort()
         self._odd.clear()
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 Admission is one step: all dimensions are looked at, then all are charged, or none. `now` is an argument.
 """
 
+import time
 from collections import OrderedDict
 from fnmatch import fnmatchcase
 from typing import Any
@@ -59,15 +60,36 @@ class Group:
                 return Shortage(dimension, int(bucket.capacity), used, amount, bucket.wait(amount))
         return None
 
-    def headers(self) -> str:
-        """`x-ratelimit-*` as of the last look, as header lines."""
+    def pretend(self, dimension: str, wait: float, now: float) -> Shortage | None:
+        """A shortage that would last `wait` seconds, in figures that fit together; None if that is not limited."""
+        for name, bucket in self.buckets:
+            bucket.refill(now)
+            if name == dimension:
+                capacity = int(bucket.capacity)
+                requested = 1 if dimension == "requests" else max(1, round(bucket.rate * wait))
+                return Shortage(dimension, capacity, capacity, requested, wait)
+        return None
+
+    def headers(self, dialect: str, wall: float, empty: str = "") -> str:
+        """What a head tells of the limits, as of the last look, as header lines.
+
+        `wall` is the wall clock, `empty` a dimension to be told as used up.
+        """
         lines = ""
         for dimension, bucket in self.buckets:
-            if dimension in ("requests", "tokens"):
+            level, reset = (
+                (0.0, bucket.capacity / bucket.rate) if dimension == empty else (bucket.level, bucket.reset())
+            )
+            if dialect == "anthropic":
+                name = f"anthropic-ratelimit-{dimension.replace('_', '-')}-"
+                full = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall + reset + 0.999))
+                lines += f"{name}limit: {bucket.capacity:.0f}\r\n{name}remaining: {max(0, int(level))}\r\n"
+                lines += f"{name}reset: {full}\r\n"
+            elif dimension in ("requests", "tokens"):
                 lines += (
                     f"x-ratelimit-limit-{dimension}: {bucket.capacity:.0f}\r\n"
-                    f"x-ratelimit-remaining-{dimension}: {max(0, int(bucket.level))}\r\n"
-                    f"x-ratelimit-reset-{dimension}: {go_duration(bucket.reset())}\r\n"
+                    f"x-ratelimit-remaining-{dimension}: {max(0, int(level))}\r\n"
+                    f"x-ratelimit-reset-{dimension}: {go_duration(reset)}\r\n"
                 )
         return lines
 

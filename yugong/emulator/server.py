@@ -254,7 +254,9 @@ class Emulator:
         if not route.body:
             return None
         kind = headers.get("content-type", "")
-        if kind.startswith("multipart/") and route.body != "json":
+        if route.body == "form" and not kind.startswith("multipart/form-data"):
+            return errors.bad_request("This operation takes multipart/form-data.")
+        if route.body != "json" and kind.startswith("multipart/"):
             attempt.texts, attempt.files = form_of(attempt.body, kind)
             attempt.prompt = attempt.texts.get("prompt", "").encode()
         else:
@@ -268,7 +270,7 @@ class Emulator:
         streams = attempt.field("stream")
         attempt.streams = streams in (True, "true", "True", "1") or attempt.field("stream_format") == "sse"
         model = attempt.field("model")
-        attempt.model = model if isinstance(model, str) else ""
+        attempt.model = model if isinstance(model, str) and model else route.model
         return route.check(attempt) if route.check else None
 
     def _pick_fault(self, attempt: Attempt) -> None:
@@ -304,6 +306,7 @@ class Emulator:
         if attempt.path.startswith("/v1/images/"):
             count = attempt.field("n")
             amounts["images"] = int(count) if str(count).isdigit() else 1
+        attempt.limits = group
         shortage = group.admit(amounts, time.monotonic())
         if shortage is not None:
             attempt.fault = None
@@ -324,7 +327,9 @@ class Emulator:
 
     def _early(self, attempt: Attempt, fault: Fault) -> Answer:
         """What an early fault answers with."""
-        trouble = trouble_of(fault, attempt.model, attempt.organization, attempt.key)
+        trouble = self._limit_trouble(attempt, fault)
+        if trouble is None:
+            trouble = trouble_of(fault, attempt.model, attempt.organization, attempt.key)
         if trouble is not None:
             return self._trouble(attempt, trouble)
         if fault.kind in CLOUDFLARE:
@@ -340,6 +345,18 @@ class Emulator:
         if fault.kind in ("204", "304"):
             return Answer(b"", "", int(fault.kind))
         return Answer(b"")
+
+    def _limit_trouble(self, attempt: Attempt, fault: Fault) -> Trouble | None:
+        """A limit fault in the figures of the org's own bucket, so that headers, text and wait agree."""
+        dimension = {"429_requests": "requests", "429_tokens": "tokens"}.get(fault.kind)
+        group = attempt.org.group_of(attempt.model) if attempt.org and attempt.model else None
+        if dimension is None or group is None:
+            return None
+        shortage = group.pretend(dimension, fault.number(0, 1000) / 1000, time.monotonic())
+        if shortage is None:
+            return None
+        attempt.limits, attempt.empty = group, dimension
+        return errors.short_of(shortage, attempt.model, attempt.organization)
 
 
 def key_of(request: web.BaseRequest) -> str:

@@ -72,28 +72,23 @@ def _trace(attempt: Attempt) -> tuple[str, int]:
     return lines, took
 
 
+def _limit_lines(attempt: Attempt) -> str:
+    if attempt.limits is None:
+        return ""
+    return attempt.limits.headers(attempt.dialect, attempt.arrived, attempt.empty)
+
+
 def _openai_lines(attempt: Attempt) -> str:
     lines, took = _trace(attempt)
     org = f"openai-organization: {attempt.organization}\r\n" if attempt.org else ""
-    limits = attempt.group.headers() if attempt.group else ""
     identity = f"openai-processing-ms: {took}\r\nx-request-id: {attempt.request_id}\r\n"
-    return f"{org}{identity}{limits}{lines}{_OPENAI_TAIL}"
+    return f"{org}{identity}{_limit_lines(attempt)}{lines}{_OPENAI_TAIL}"
 
 
 def _anthropic_lines(attempt: Attempt) -> str:
     lines, _ = _trace(attempt)
     org = f"anthropic-organization-id: {attempt.organization}\r\n" if attempt.org else ""
-    limits = ""
-    if attempt.group:
-        for dimension, bucket in attempt.group.buckets:
-            name = dimension.replace("_", "-")
-            full = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(attempt.arrived + bucket.reset() + 0.999))
-            limits += (
-                f"anthropic-ratelimit-{name}-limit: {bucket.capacity:.0f}\r\n"
-                f"anthropic-ratelimit-{name}-remaining: {max(0, int(bucket.level))}\r\n"
-                f"anthropic-ratelimit-{name}-reset: {full}\r\n"
-            )
-    return f"{org}request-id: {attempt.request_id}\r\n{limits}{lines}{_ANTHROPIC_TAIL}"
+    return f"{org}request-id: {attempt.request_id}\r\n{_limit_lines(attempt)}{lines}{_ANTHROPIC_TAIL}"
 
 
 def chunk(data: bytes) -> bytes:
