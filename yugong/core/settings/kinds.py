@@ -121,7 +121,8 @@ def _read_duration(text: str, is_plain: bool) -> float:
     match = _DURATION.fullmatch(text)
     if not match or not (match[2] or is_plain):
         loose = re.fullmatch(
-            r"(\d{1,12})\s?(milliseconds?|msec|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|MS|S|M|H|D)", text
+            r"(\d{1,12})\s?(milliseconds?|msec|seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|ms|s|m|h|d|MS|S|M|H|D)",
+            text,
         )
         unit = "" if not loose else ("ms" if loose[2].casefold().startswith(("ms", "milli")) else loose[2][0].lower())
         hint = f"did you mean {loose[1]}{unit}?" if loose else "such as 250ms, 5s, 10m, 1h, or a number of seconds"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from yugong.core.settings.problems import Place, Problem, closest, quoted
+from yugong.core.settings.problems import Place, Problem, closest, problem_at, quoted
 from yugong.core.settings.shapes import (
     ListShape,
     MapShape,
@@ -77,9 +77,7 @@ class _Setter:
         """One place, one variable: `A__B` and `a__b`, or a secret and its `…_FILE`, would leave it to chance."""
         other = self.claimed.setdefault(path, self.variable)
         if other != self.variable:
-            self.problems.append(
-                Problem(self.place.file, 0, 0, f"`{path}` is set by {other} too", "remove one of them")
-            )
+            self.problems.append(problem_at(self.place, f"`{path}` is set by {other} too", "remove one of them"))
 
     def branch(self, node: Node | None, shape: Shape) -> Node:
         """A copy of what is there, or an empty mapping or list."""
@@ -95,15 +93,15 @@ class _Setter:
             return Node("text", self.value, self.place)
         tree = compose(self.value, self.place.file)
         for one in tree.problems:
-            self.problems.append(Problem(self.place.file, 0, 0, one.what, one.hint))
+            self.problems.append(problem_at(self.place, one.what, one.hint))
+        if tree.problems:
+            return Node("hole", None, self.place)
         return _placed(tree.root or Node("text", "", self.place, True), self.place)
 
     def into_struct(self, node: Node, steps: list[str], shape: StructShape, path: str) -> Node:
         if node.kind != "map":
             return node  # the walk will say so
         name = steps[0].lower()
-        if isinstance(shape, RefShape):
-            node.value.clear()  # one place for one secret: this variable's
         inner = shape.fields.get(name)
         if inner is None and len(steps) == 1 and name.endswith("_file"):
             secret = name.removesuffix("_file")
@@ -118,6 +116,8 @@ class _Setter:
                 f"{quoted(name)} is not known {f'in `{path}`' if path else 'at the top'}",
                 closest(name, shape.fields),
             )
+        if isinstance(shape, RefShape):
+            node.value.clear()  # one place for one secret: this variable's
         child = node.value.get(name, (self.place, None))[1]
         node.value[name] = (self.place, self.put(child, steps[1:], inner, joined(path, name)))
         return node
@@ -144,7 +144,7 @@ class _Setter:
         return node
 
     def unknown(self, node: Node, what: str, hint: str) -> Node:
-        self.problems.append(Problem(self.place.file, 0, 0, what, hint))
+        self.problems.append(problem_at(self.place, what, hint))
         return node
 
 

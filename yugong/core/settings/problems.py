@@ -11,13 +11,14 @@ from difflib import get_close_matches
 
 import msgspec
 
-__all__ = ["PROBLEMS_MAX", "Place", "Problem", "Rejected", "closest", "quoted", "redacted"]
+__all__ = ["PROBLEMS_MAX", "Place", "Problem", "Rejected", "closest", "problem_at", "quoted", "redacted"]
 
 # Past this many, one more line helps nobody; it also bounds what a hostile file makes us keep.
 PROBLEMS_MAX = 200
 
-# A run this long of key material's alphabet is taken for a credential: nobody's setting looks like it, every key does.
-_MAYBE_SECRET = re.compile(r"[A-Za-z0-9+/=_-]{20,}|\bsk-\S*", re.IGNORECASE)
+_MAYBE_SECRET = re.compile(r"[A-Za-z0-9+/=_-]{20,}|\bsk-[A-Za-z0-9+/=_-]*")
+_UNBROKEN = re.compile(r"[A-Za-z0-9+]{20,}")
+_MIXED = (re.compile("[a-z]"), re.compile("[A-Z]"), re.compile("[0-9]"))
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -57,9 +58,20 @@ class Rejected(Exception):
         self.hint = hint
 
 
+def problem_at(place: Place, what: str, hint: str = "") -> Problem:
+    """The one way to make a problem: whatever got into its text, no credential stays there."""
+    return Problem(place.file, place.line, place.col, redacted(what), redacted(hint))
+
+
 def redacted(text: str) -> str:
     """`text` with everything that may be a credential replaced by `…`."""
-    return _MAYBE_SECRET.sub("…", text)
+    return _MAYBE_SECRET.sub(lambda found: "…" if _is_keylike(found[0]) else found[0], text)
+
+
+def _is_keylike(run: str) -> bool:
+    """Long runs that are no credentials are names: `extra_answer_headers`, `gpt-4o-realtime-preview-2024-12-17`. Those
+    are of one case and broken up; keys begin with `sk-`, mix cases and digits, or go on without a break."""
+    return run.startswith("sk-") or bool(_UNBROKEN.search(run)) or all(kind.search(run) for kind in _MIXED)
 
 
 def quoted(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from yugong.core.settings.overlay import overlay
-from yugong.core.settings.problems import PROBLEMS_MAX, Place, Problem
+from yugong.core.settings.problems import PROBLEMS_MAX, Place, Problem, problem_at
 from yugong.core.settings.records import Settings, Spec
 from yugong.core.settings.rules import Facts, check
 from yugong.core.settings.shapes import StructShape, Walk
@@ -67,10 +67,7 @@ def _root_of(root: Node | None, problems: list[Problem]) -> Node | None:
     if root is None or root.kind == "map":
         return root
     if not root.is_null and not problems:
-        place = root.place
-        problems.append(
-            Problem(place.file, place.line, place.col, "the file is not a mapping", "such as `listen: {address: …}`")
-        )
+        problems.append(problem_at(root.place, "the file is not a mapping", "such as `listen: {address: …}`"))
     return None
 
 

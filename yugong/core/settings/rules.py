@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from yugong.base.secret import Secret
-from yugong.core.settings.problems import Place, Problem, closest, quoted
+from yugong.core.settings.problems import Place, Problem, closest, problem_at, quoted
 from yugong.core.settings.records import Origin, Settings
 from yugong.core.settings.shapes import joined
 
@@ -46,7 +46,7 @@ class Facts:
 
     def problem(self, path: str, what: str, hint: str = "") -> Problem:
         place = self.given.get(path, self.whole)
-        return Problem(place.file, place.line, place.col, f"{path}: {what}", hint)
+        return problem_at(place, f"{path}: {what}", hint)
 
 
 def check(facts: Facts) -> list[Problem]:
@@ -70,12 +70,9 @@ def _listening(facts: Facts) -> Iterator[Problem]:
 
 def _sizes(facts: Facts) -> Iterator[Problem]:
     intake = facts.settings.intake
-    for name in ("body_memory", "json_max"):
-        if getattr(intake, name) > intake.body_max:
-            culprit = "body_max" if f"intake.{name}" not in facts.given else name
-            yield facts.problem(
-                f"intake.{culprit}", f"{name} is larger than body_max", "no body is larger than body_max"
-            )
+    for name in ("body_memory", "json_max"):  # a default that is larger does no harm: body_max holds anyway
+        if f"intake.{name}" in facts.given and getattr(intake, name) > intake.body_max:
+            yield facts.problem(f"intake.{name}", "larger than body_max", "no body is larger than body_max")
     if intake.body_max > intake.spool_max:
         culprit = "body_max" if "intake.spool_max" not in facts.given else "spool_max"
         yield facts.problem(

@@ -16,7 +16,7 @@ import msgspec
 
 from yugong.base.secret import SECRET_MAX, Secret
 from yugong.core.settings.kinds import Kind
-from yugong.core.settings.problems import PROBLEMS_MAX, Place, Problem, Rejected, closest, quoted
+from yugong.core.settings.problems import PROBLEMS_MAX, Place, Problem, Rejected, closest, problem_at, quoted
 from yugong.core.settings.records import SecretRef, Spec, struct_spec
 from yugong.core.settings.tree import Node, implicit_type
 
@@ -53,7 +53,7 @@ class Walk:
     def bad(self, place: Place, what: str, hint: str = "") -> Any:
         """Note a problem (up to `PROBLEMS_MAX`); returns `BAD`."""
         if len(self.problems) < PROBLEMS_MAX:
-            self.problems.append(Problem(place.file, place.line, place.col, what, hint))
+            self.problems.append(problem_at(place, what, hint))
         return BAD
 
 
@@ -71,6 +71,8 @@ class Shape:
 
     def read(self, node: Node, path: str, walk: Walk) -> Any:
         """The value at `node`, or `BAD` with the problems noted."""
+        if node.kind == "hole":
+            return BAD
         walk.given[path] = node.place
         if node.is_null and self.is_nullable:
             return None

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from yugong.core.settings.problems import PROBLEMS_MAX, Place, Problem, closest, quoted, redacted
+from yugong.core.settings.problems import PROBLEMS_MAX, Place, Problem, closest, problem_at, quoted
 
 __all__ = ["DEPTH_MAX", "EXPANSION_MAX", "TEXT_MAX", "Node", "Tree", "compose", "implicit_type"]
 
@@ -34,7 +34,7 @@ _TAGS = {None, "!", _PREFIX + "str", _PREFIX + "int", _PREFIX + "float", _PREFIX
 
 
 class Node:
-    """One YAML node: `kind` is `text` (a scalar), `map` or `list`.
+    """One YAML node: `kind` is `text` (a scalar), `map`, `list`, or `hole` where a problem has been told already.
 
     `value` is the text, a dict of name to (place of the name, node), or a list of nodes. `is_plain` says that a scalar
     was written without quotes, so that YAML may take it for something else than text. `size` counts nodes, aliases
@@ -119,9 +119,9 @@ def _line_col(text: str, index: int) -> tuple[int, int]:
 def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        what = redacted(error.problem or error.context or "not valid YAML")
+        what = error.problem or error.context or "not valid YAML"
         line, col = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        return Problem(file, line, col, f"not valid YAML: {what}", _syntax_hint(what, text, line))
+        return problem_at(Place(file, line, col), f"not valid YAML: {what}", _syntax_hint(what, text, line))
     position = getattr(error, "position", 0)  # yaml.reader.ReaderError: a character YAML does not allow
     line, col = _line_col(text, position)
     return Problem(
@@ -178,7 +178,7 @@ class _Composer:
         return Place(self.file, event.start_mark.line + 1, event.start_mark.column + 1)
 
     def problem(self, place: Place, what: str, hint: str = "") -> None:
-        self.problems.append(Problem(place.file, place.line, place.col, what, hint))
+        self.problems.append(problem_at(place, what, hint))
 
     def check_tag(self, event: Any) -> None:
         if event.tag not in _TAGS:
@@ -197,6 +197,7 @@ class _Composer:
         if self.skipped or len(self.open) >= DEPTH_MAX:
             if not self.skipped:
                 self.problem(self.place(event), f"nested deeper than {DEPTH_MAX} levels")
+                self.attach(Node("hole", None, self.place(event)))
             self.skipped += 1
             return
         self.check_tag(event)
@@ -233,7 +234,7 @@ class _Composer:
             self.problem(place, f"aliases that stand for more than {EXPANSION_MAX} values")
             node = None
         self.expanded += node.size if node else 0
-        self.attach(node or Node("text", "", place, True))
+        self.attach(node or Node("hole", None, place))
 
     def attach(self, node: Node) -> None:
         if not self.open:
@@ -252,7 +253,8 @@ class _Composer:
 
     def read_key(self, node: Node) -> str | None:
         if node.kind != "text":
-            self.problem(node.place, "a name that is not text")
+            if node.kind != "hole":
+                self.problem(node.place, "a name that is not text")
             return None
         name = str(node.value)
         taken_for = implicit_type(name) if node.is_plain else "str"
@@ -277,6 +279,8 @@ class _Composer:
     def merge(self, into: Node, source: Node) -> None:
         """`<<: *base`: what `into` does not say comes from `source`; in a list the earlier wins (YAML 1.1 merge)."""
         for one in source.value if source.kind == "list" else [source]:
+            if one.kind == "hole":
+                continue
             if one.kind != "map":
                 self.problem(one.place, "`<<` merges mappings only", "`<<: *name` with an anchor on a mapping")
                 continue
