@@ -63,7 +63,6 @@ def _say(line: str) -> None:
 def _measure(given: argparse.Namespace) -> int:
     skipped = given.skip.split(",")
     wanted = [name for name in SUITES if name not in skipped] if given.what == "run" else [given.what]
-    failed: list[str] = []
     machine = report.machine()
     _say(f"contenders: {', '.join(available())}; {machine['busy_before']} of the machine busy before the run")
     with Session(_plan(given), _say) as session:
@@ -72,14 +71,13 @@ def _measure(given: argparse.Namespace) -> int:
             try:
                 SUITES[name](session)
             except (LoadError, StartError) as error:
-                failed.append(f"{name}: {error}")
-                _say(f"FAILED {failed[-1]}")
+                session.fail(error)
             _say(f"-- {name}: {time.monotonic() - start:.0f} s")
-        made = report.make(session.figures, machine, failed)
+        made = report.make(session.figures, machine, session.failed)
     if given.out:
         report.write(made, given.out)
     print(made.text if given.what == "run" else made.brief)
-    return 1 if failed else 0
+    return 1 if session.failed else 0
 
 
 def main() -> int:

@@ -68,10 +68,11 @@ class Proxy:
 
 def _role(pid: int, first: bool) -> str:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return "gone"
-    for role in ("keeper", "worker", "master", "resource_tracker"):
+    words = {word.strip("_") for word in line.split()}
+    for role in ("keeper", "worker", "master", "emulator"):
         if role in words:
             return role
     return "first" if first else "child"
@@ -204,7 +205,8 @@ def start_litellm(site: Site) -> Proxy:
     port = processes.free_port()
     conf = site.folder / "litellm.yaml"
     model = {"model": "openai/gpt-4o-2024-08-06", "api_base": f"{site.upstream_url}/v1", "api_key": "sk-up"}
-    conf.write_text(json.dumps({"model_list": [{"model_name": "gpt-4o-2024-08-06", "litellm_params": model}]}))
+    models = [{"model_name": "gpt-4o-2024-08-06", "litellm_params": model}]
+    conf.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": CUSTOMER_KEY}}))
     command = [str(PEERS / "litellm/bin/litellm"), "--config", str(conf), "--host", "127.0.0.1", "--port", str(port)]
     env = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     running = Running("litellm", command, site.folder / "litellm.log", cores=site.cores, env=env)

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import certificates, contenders, processes
 from bench.contenders import Proxy, Site
-from bench.processes import Running
+from bench.processes import Running, StartError
 
 Sample = dict[str, Any]  # what bench.load prints
 
@@ -100,6 +100,7 @@ class Session:
         self.plan = plan
         self.say = say
         self.figures: list[Figure] = []
+        self.failed: list[str] = []
         self._stack = ExitStack()
         self._numbers = 0
         self.folder = Path()
@@ -143,13 +144,22 @@ class Session:
 
     @contextmanager
     def fleet(self, sites: Sequence[tuple[str, str, Site]]) -> Iterator[dict[str, Proxy]]:
-        """Start `(label, contender, site)` each in a folder of its own; by label."""
+        """Start `(label, contender, site)` each in a folder of its own; by label. Who cannot start is left out."""
         with ExitStack() as stack:
             fleet: dict[str, Proxy] = {}
             for label, name, site in sites:
-                fleet[label] = contenders.STARTERS[name](replace(site, folder=self.new_folder(name)))
-                stack.callback(fleet[label].stop)
+                try:
+                    fleet[label] = contenders.STARTERS[name](replace(site, folder=self.new_folder(name)))
+                except StartError as error:
+                    self.fail(error)
+                else:
+                    stack.callback(fleet[label].stop)
             yield fleet
+
+    def fail(self, error: Exception) -> None:
+        """Something could not be measured; the run goes on without it."""
+        self.failed.append(str(error))
+        self.say(f"FAILED {error}")
 
     def side_by_side(self, site: Site, *among: str) -> Any:
         """A fleet of this run's contenders before one site, by name."""
@@ -191,13 +201,23 @@ class Session:
         load: tuple[str, ...],
         value: Callable[[Sample], float] = per_call,
     ) -> None:
-        """Let the fleet take turns at `place` (benchmark, point, unit) under `load` (kind and options)."""
+        """Let the fleet take turns at `place` (benchmark, point, unit) under `load` (kind and options).
+
+        Whose calls fail has no figure there.
+        """
         benchmark, point, unit = place
+        runners = dict(fleet)
         for _ in range(self.plan.rounds):
-            for label, proxy in fleet.items():
-                sample = self.load(load[0], proxy, *load[1:])
-                self.figure(benchmark, point, label, unit).note(value(sample), sample, proxy.roles())
-        for label in fleet:
+            for label, proxy in list(runners.items()):
+                try:
+                    sample = self.load(load[0], proxy, *load[1:])
+                except LoadError as error:
+                    self.fail(error)
+                    del runners[label]
+                    self.figures.remove(self.figure(benchmark, point, label, unit))
+                else:
+                    self.figure(benchmark, point, label, unit).note(value(sample), sample, proxy.roles())
+        for label in runners:
             self.say(_line(self.figure(benchmark, point, label, unit)))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import random
 import ssl
 from collections import defaultdict
 from functools import lru_cache
@@ -45,13 +46,14 @@ class Pacer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._rng = random.Random(1)
         self._at = int(loop.time() * 1000)
         self._due: defaultdict[int, list[Answerer]] = defaultdict(list)
         loop.call_later(TICK_SECONDS, self._tick)
 
     def add(self, stream: Answerer) -> None:
-        """Give `stream` its next event one period from now."""
-        self._due[self._at + stream.period].append(stream)
+        """Give `stream` its next event within one period, at random: what begins together does not stay in step."""
+        self._due[self._at + self._rng.randint(1, stream.period)].append(stream)
 
     def _tick(self) -> None:
         now = int(self._loop.time() * 1000)
