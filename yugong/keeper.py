@@ -51,7 +51,7 @@ def main(fd: int) -> int:
     faulthandler.enable()
     control = socket.socket(fileno=fd)
     try:
-        hello = msgspec.convert(receive_one(control), Hello)
+        hello = msgspec.json.decode(receive_one(control), type=Hello)
     except ChannelError:
         return 1
     if not die_with_parent(hello.parent):

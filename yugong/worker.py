@@ -25,8 +25,10 @@ import orjson
 import uvloop
 
 from yugong.core.settings import Settings
+from yugong.store.accounts import AccountsError
 from yugong.store.channel import Channel, ChannelError, receive_one
 from yugong.store.handover import Hello, die_with_parent, unpack_settings
+from yugong.store.settingsfile import SecretError, SettingsError
 from yugong.surface.accesslog import AccessLog
 from yugong.surface.meters import Registry
 from yugong.surface.metrics import Meters
@@ -106,7 +108,9 @@ MakeLine = Callable[[Station], Line]
 
 def make_line(station: Station) -> Line:
     """The line as it is run."""
-    raise NotImplementedError
+    from yugong.wiring import make_line as wire
+
+    return wire(station)
 
 
 def main(fd: int, make: MakeLine = make_line) -> int:
@@ -116,7 +120,7 @@ def main(fd: int, make: MakeLine = make_line) -> int:
     faulthandler.enable()
     control = socket.socket(fileno=fd)
     try:
-        hello = msgspec.convert(receive_one(control), Hello)
+        hello = msgspec.json.decode(receive_one(control), type=Hello)
     except ChannelError:
         return 1
     if not die_with_parent(hello.parent):
@@ -153,6 +157,10 @@ class Worker:
         loop.add_signal_handler(signal.SIGTERM, self._channel.send, {"op": "leave"})
         try:
             await self._line.start([socket.socket(fileno=door.fd) for door in self._hello.doors], self._settings)
+        except (SettingsError, SecretError, AccountsError) as error:
+            self._channel.send({"op": "failed", "what": str(error), "is_settings": True})
+            await self._channel.flush(LAST_WORDS)
+            return 1
         except Exception as error:
             self._log.exception("cannot start", error)
             self._channel.send({"op": "failed", "what": f"{type(error).__name__}: {error}"})
@@ -196,6 +204,9 @@ class Worker:
         try:
             settings = unpack_settings(orjson.dumps(order["settings"]))
             await self._line.reload(settings)
+        except (SettingsError, SecretError, AccountsError) as error:
+            self._channel.send({"op": "refused", "revision": revision, "what": str(error)})
+            return
         except Exception as error:
             self._log.exception("the new settings do not work here, the old ones stay", error)
             self._channel.send({"op": "refused", "revision": revision, "what": f"{type(error).__name__}: {error}"})

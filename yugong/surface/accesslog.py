@@ -85,27 +85,66 @@ FIELDS = {
 class LoggedCall(Protocol):
     """What a line is made of; the exchange carries these names."""
 
-    id: str
-    client: str
-    account: str | None
-    key_id: str | None
-    method: str
-    #: As sent; a query is cut off here.
-    path: str
-    dialect_name: str
-    operation: str
-    model: str | None
-    is_stream: bool
-    status: int
-    org: str | None
-    attempts: int
-    reason: str | None
-    first_byte: float | None
-    duration: float
-    bytes_in: int
-    bytes_out: int
-    usage: UsedTokens | None
-    agent: str | None
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def client(self) -> str: ...
+
+    @property
+    def account(self) -> str | None: ...
+
+    @property
+    def key_id(self) -> str | None: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def path(self) -> str:
+        """As sent; a query is cut off here."""
+
+    @property
+    def dialect_name(self) -> str: ...
+
+    @property
+    def operation(self) -> str: ...
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def is_stream(self) -> bool: ...
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def org(self) -> str | None: ...
+
+    @property
+    def attempts(self) -> int: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+    @property
+    def first_byte(self) -> float | None: ...
+
+    @property
+    def duration(self) -> float: ...
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
+
+    @property
+    def usage(self) -> UsedTokens | None: ...
+
+    @property
+    def agent(self) -> str | None: ...
 
 
 class AccessLog:

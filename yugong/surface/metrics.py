@@ -90,28 +90,52 @@ for _spec in METRICS:
 class UsedTokens(Protocol):
     """What a call used, as its dialect read it (`dialect.Usage`)."""
 
-    input: int
-    output: int
-    cached: int
-    reasoning: int
+    @property
+    def input(self) -> int: ...
+
+    @property
+    def output(self) -> int: ...
+
+    @property
+    def cached(self) -> int: ...
+
+    @property
+    def reasoning(self) -> int: ...
 
 
 class FinishedCall(Protocol):
     """What is counted of one call when it has ended. The exchange carries these names."""
 
-    dialect_name: str
-    operation: str
-    #: Of the answer the client got; 499 where it left before one, 0 is not used.
-    status: int
-    #: Seconds from the call's head to its end.
-    duration: float
-    #: Seconds from the call's head to the first byte of the answer; None if none was sent.
-    first_byte: float | None
-    bytes_in: int
-    bytes_out: int
-    #: The model as a bounded label: one the price table or the pool knows, else "other".
-    model_label: str
-    usage: UsedTokens | None
+    @property
+    def dialect_name(self) -> str: ...
+
+    @property
+    def operation(self) -> str: ...
+
+    @property
+    def status(self) -> int:
+        """Of the answer the client got; 499 where it left before one, 0 is not used."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the call's head to its end."""
+
+    @property
+    def first_byte(self) -> float | None:
+        """Seconds from the call's head to the first byte of the answer; None if none was sent."""
+
+    @property
+    def bytes_in(self) -> int: ...
+
+    @property
+    def bytes_out(self) -> int: ...
+
+    @property
+    def model_label(self) -> str:
+        """The model as a bounded label: one the price table or the pool knows, else "other"."""
+
+    @property
+    def usage(self) -> UsedTokens | None: ...
 
 
 class Meters:
