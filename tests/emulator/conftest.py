@@ -53,7 +53,7 @@ def request_bytes(emulator: Emulator, path: str = "/v1/chat/completions", **opti
     return f"{options.get('method', 'POST')} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
 
 
-async def hear(emulator: Emulator, request: bytes, silence: float = 0.3, tls: Any = None) -> Heard:
+async def hear(emulator: Emulator, request: bytes, silence: float = 0.5, tls: Any = None) -> Heard:
     """Send and listen until the end, or until nothing more has come for `silence` seconds."""
     port = int(emulator.url.rsplit(":", 1)[1])
     try:

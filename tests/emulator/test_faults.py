@@ -25,6 +25,12 @@ async def struck(emulator: Emulator, fault: str, body: object = BODY, path: str 
     return await hear(emulator, request_bytes(emulator, path, body=body, headers={"x-emulator-fault": fault} | extra))
 
 
+async def told(emulator: Emulator, fault: str, body: object = BODY, path: str = "/v1/chat/completions") -> Heard:
+    """The same on a connection that is closed after the answer, for faults that leave it whole."""
+    extra = ANTHROPIC if path == "/v1/messages" else {}
+    return await ask(emulator, path, body=body, headers={"x-emulator-fault": fault} | extra)
+
+
 def error_of(heard: Heard) -> tuple[object, object]:
     return heard.json["error"]["type"], heard.json["error"]["code"]
 
@@ -193,20 +199,13 @@ STREAMED = (
 )  # fmt: skip
 
 
-async def settled(emulator: Emulator) -> None:
-    """Every attempt is over and in the journal."""
-    async with asyncio.timeout(5):
-        while emulator.in_flight:
-            await asyncio.sleep(0.001)
-
-
 async def test_answers(serve: Serve, subtests: pytest.Subtests) -> None:
     emulator = await serve()
     heard = await asyncio.gather(*(struck(emulator, fault) for fault in UNARY))
     for fault, each in zip(UNARY, heard, strict=True):
         with subtests.test(fault=fault):
             UNARY[fault](each)
-    await settled(emulator)
+    await emulator.idle()
     kinds = Counter(fault.partition(":")[0] for fault in UNARY)
     assert emulator.stats()["faults"] == kinds
     assert Counter(line["fault"] for line in emulator.journal.lines()) == kinds
@@ -232,7 +231,7 @@ async def test_streams_cut_between_events(serve: Serve, subtests: pytest.Subtest
             assert b"[DONE]" not in plain
             assert plain.count(b"\n\n") == at
             assert texts_of(plain) == [piece(SEED, i) for i in range(max(0, at - 1))]  # the first has no text
-    await settled(emulator)
+    await emulator.idle()
     lines = emulator.journal.lines()
     assert sorted((line["events"], line["usage"]["output"]) for line in lines) == [(at, at) for at, _ in cuts]
 
@@ -249,23 +248,23 @@ async def test_streams_cut_at_a_byte(serve: Serve, subtests: pytest.Subtests) ->
             assert len(plain) == at
             # ids differ from answer to answer; the text does not
             assert texts_of(plain) == texts_of(whole)[: len(texts_of(plain))]
-    await settled(emulator)
+    await emulator.idle()
     assert sorted(line["bytes"] for line in emulator.journal.lines()[1:]) == [at for at, _ in cuts]
 
 
 async def test_errors_in_streams(serve: Serve) -> None:
     emulator = await serve()
-    first = events_of(unchunked((await struck(emulator, "error_first_event", STREAM)).body))
+    first = events_of(unchunked((await told(emulator, "error_first_event", STREAM)).body))
     assert [set(each) for each in first] == [{"error"}]
     assert first[0]["error"]["code"] == "server_error"
-    later = events_of(unchunked((await struck(emulator, "error_mid_stream:4", STREAM)).body))
+    later = events_of(unchunked((await told(emulator, "error_mid_stream:4", STREAM)).body))
     assert len(later) == 5
     assert "error" in later[4]
-    flat = await struck(emulator, "error_mid_stream:2", {"model": "m", "input": "x", "stream": True}, "/v1/responses")
+    flat = await told(emulator, "error_mid_stream:2", {"model": "m", "input": "x", "stream": True}, "/v1/responses")
     event = events_of(unchunked(flat.body))[2]
     assert event["type"] == "error"
     assert (event["code"], event["sequence_number"]) == ("server_error", 2)
-    theirs = await struck(emulator, "error_first_event", MESSAGES | {"stream": True}, "/v1/messages")
+    theirs = await told(emulator, "error_first_event", MESSAGES | {"stream": True}, "/v1/messages")
     event = events_of(unchunked(theirs.body))[0]
     assert (event["type"], event["error"]["type"]) == ("error", "overloaded_error")
 
@@ -297,13 +296,13 @@ async def test_framing_faults_cut_streams_too(serve: Serve) -> None:
 
 async def test_stream_faults_leave_whole_answers_alone(serve: Serve) -> None:
     emulator = await serve()
-    assert (await struck(emulator, "cut_stream:1")).json["object"] == "chat.completion"
+    assert (await told(emulator, "cut_stream:1")).json["object"] == "chat.completion"
     assert emulator.stats()["faults"] == {}
 
 
 async def test_limit_faults_agree_with_the_headers(serve: Serve) -> None:
     emulator = await serve(EmulatorSpec.uniform(limits=Limits(rpm=600, tpm=60_000)))
-    heard = await struck(emulator, "429_tokens:2500")
+    heard = await told(emulator, "429_tokens:2500")
     assert "Limit 60000, Used 60000, Requested 2500. Please try again in 2.5s." in heard.json["error"]["message"]
     assert (heard.fields["retry-after"], heard.fields["retry-after-ms"]) == ("3", "2500")
     assert heard.fields["x-ratelimit-remaining-tokens"] == "0"
@@ -321,7 +320,7 @@ async def test_anthropic_shapes(serve: Serve) -> None:
         "500": "api_error",
         "429_quota:enforced_spend_limit_reached": "rate_limit_error",
     }.items():
-        heard = await struck(emulator, fault, MESSAGES, "/v1/messages")
+        heard = await told(emulator, fault, MESSAGES, "/v1/messages")
         assert heard.status == int(fault[:3])
         assert heard.json["error"]["type"] == kind
         assert heard.json["request_id"] == heard.fields["request-id"]
@@ -341,7 +340,7 @@ async def test_times_and_orgs(serve: Serve) -> None:
 async def test_faults_nobody_knows_are_refused(serve: Serve) -> None:
     emulator = await serve()
     for fault in ("sneeze", "500;sometimes", "cut_stream:soon", "connect_refused"):
-        heard = await struck(emulator, fault, STREAM)
+        heard = await told(emulator, fault, STREAM)
         assert heard.status == 400, fault
         assert heard.json["error"]["message"].startswith("emulator: ")
     with pytest.raises(FaultError):
@@ -422,7 +421,7 @@ async def test_a_client_that_leaves_is_noted(serve: Serve) -> None:
     emulator = await serve()
     pace = {"x-emulator-pace": "events=1000,interval_ms=20"}
     await hear(emulator, request_bytes(emulator, body=STREAM, headers=pace), 0.01)
-    await settled(emulator)
+    await emulator.idle()
     line = emulator.journal.lines()[0]
     assert line["left_early"] is True
     assert line["events"] < 1000

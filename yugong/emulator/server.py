@@ -71,6 +71,7 @@ class Emulator:
         self.in_flight = 0
         self.strangers = 0  # attempts without a known key
         self._folder = ""
+        self._idle: asyncio.Future[None] | None = None
         self._serials = itertools.count(1)
         self._run = os.urandom(4).hex()
         self._kept, self._closed = Written(True), Written(False)
@@ -129,6 +130,13 @@ class Emulator:
     ) -> None:
         await self.stop()
 
+    async def idle(self) -> None:
+        """Wait until no attempt is in flight, so that the journal has them all."""
+        while self.in_flight:
+            if self._idle is None:
+                self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+
     def stats(self) -> dict[str, Any]:
         """Counters since the start, by org and overall."""
         return {
@@ -176,6 +184,9 @@ class Emulator:
         finally:
             self.in_flight -= 1
             self._note(attempt)
+            if self._idle is not None and not self.in_flight:
+                self._idle.set_result(None)
+                self._idle = None
         return response or (self._kept if attempt.keep_alive else self._closed)
 
     def _note(self, attempt: Attempt) -> None:
