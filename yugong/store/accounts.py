@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,8 +99,11 @@ def open_pepper(directory: Path, *, may_create: bool) -> Secret:
         raise AccountsError(
             f"{path}: {error.strerror}; without it no customer key can be recognised, restore it"
         ) from None
-    with open(descriptor, "rb", buffering=0) as file:
-        found, raw = os.fstat(descriptor), file.read(PEPPER_BYTES + 1) or b""
+    try:
+        found = os.fstat(descriptor)
+        raw = os.read(descriptor, PEPPER_BYTES + 1) if stat.S_ISREG(found.st_mode) else b""
+    finally:
+        os.close(descriptor)
     if found.st_mode & 0o077:
         raise AccountsError(f"{path} is open to others (mode {found.st_mode & 0o7777:04o}): chmod 600 {path}")
     if len(raw) != PEPPER_BYTES:

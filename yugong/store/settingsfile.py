@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -106,20 +106,30 @@ def _read(raw: bytes, path: Path | None, environ: Mapping[str, str], dialects: C
 
 
 def _bytes_of(path: Path) -> bytes:
+    def judge(found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise SettingsError([Problem(str(path), 0, 0, "not a file", "name the settings file")])
+
     try:
-        # Without O_NONBLOCK a FIFO would hang the start.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise SettingsError([Problem(str(path), 0, 0, "not a file", "name the settings file")])
-            raw = file.read(FILE_MAX + 1)
+        raw = _contents(path, FILE_MAX, judge)
     except OSError as error:
         hint = "check the path" if isinstance(error, FileNotFoundError) else ""
         raise SettingsError([Problem(str(path), 0, 0, f"cannot be read: {error.strerror}", hint)]) from None
     if len(raw) > FILE_MAX:
         raise SettingsError([Problem(str(path), 0, 0, f"larger than {FILE_MAX // 2**20} MiB")])
     return raw
+
+
+def _contents(path: Path, limit: int, judge: Callable[[os.stat_result], None]) -> bytes:
+    """Up to `limit` + 1 bytes of a file that `judge` has let pass by its open descriptor, so that it cannot be swapped
+    in between. Without O_NONBLOCK a FIFO would hang us."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        judge(os.fstat(descriptor))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _has_secrets(settings: Settings) -> bool:
@@ -285,15 +295,11 @@ def _from_elsewhere(ref: SecretRef, environ: Mapping[str, str]) -> Secret:
 
 
 def _from_file(path: Path, ref: str) -> Secret:
-    """Symbolic links are followed (container platforms mount secrets through them): what counts is the file they end
-    in, and that one is judged by its open descriptor, so that it cannot be swapped after the judgement."""
+    """Symbolic links are followed (containers get secrets through them): what counts is the file they end in."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        raw = _contents(path, SECRET_MAX + 2, lambda found: _check_keeper(found, path, ref))
     except OSError as error:
         raise SecretError(f"{ref}: {path}: {error.strerror}") from None
-    with open(descriptor, "rb", buffering=0) as file:
-        _check_keeper(os.fstat(descriptor), path, ref)
-        raw = file.read(SECRET_MAX + 3) or b""
     return _secret(raw, ref)
 
 
