@@ -5,12 +5,16 @@ import datetime
 import gzip
 import hashlib
 import ipaddress
+import json
 import os
+import random
 import ssl
 from pathlib import Path
 
+import aiohttp
 import orjson
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from tests.emulator.conftest import BODY, Serve, ask, events_of, hear, request_bytes, unchunked
-from yugong.emulator import EmulatorSpec, Limits, expected_text, seed_of
+from yugong.emulator import Emulator, EmulatorSpec, Limits, expected_text, seed_of
+from yugong.emulator.routes import EXACT
 
 ODD_BODIES = (b"", b"\x00\xff\r\n", b"{not json", os.urandom(5000))
 
@@ -198,3 +203,87 @@ async def test_over_tls(serve: Serve, tmp_path: Path) -> None:
     emulator.listeners[0].set("garbage")
     with pytest.raises(ssl.SSLError):
         await hear(emulator, request_bytes(emulator), tls=trusting)
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    1e308,
+    "",
+    "x",
+    "愚\x00",
+    [],
+    [None],
+    [[1, 2], "a", {}],
+    {},
+    {"type": "x"},
+    [{"text": 5}],
+)
+FIELDS = (
+    "model messages prompt input instructions system text n stream stream_options stream_format max_tokens tools "
+    "max_completion_tokens max_output_tokens tool_choice dimensions encoding_format response_format partial_images "
+    "size images previous_response_id store metadata service_tier voice user"
+).split()
+
+
+async def test_odd_fields_are_answered_and_never_break_it(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """3 000 random documents over every operation with a body: an answer each, none of them a 5xx."""
+    emulator = await serve(EmulatorSpec.uniform(pieces=2))
+    rng = random.Random(20261120)
+    paths = [path for (method, path), route in EXACT.items() if method == "POST" and route.body]
+    key = emulator.spec.orgs[0].keys[0]
+    headers = {"Authorization": f"Bearer {key}", "anthropic-version": "2023-06-01", "Content-Type": "application/json"}
+    async with aiohttp.ClientSession(headers=headers) as client:
+        for i in range(3_000):
+            document = {name: rng.choice(ODD) for name in rng.sample(FIELDS, rng.randrange(9))}
+            document |= {"model": "gpt-4o"} if i % 3 else {}
+            body = json.dumps(document)
+            async with client.post(emulator.url + paths[i % len(paths)], data=body) as answer:
+                await answer.read()
+                assert answer.status in (200, 400, 404), body
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("interval", ["0", "0.01"])
+async def test_a_slow_reader_holds_the_stream_and_loses_nothing(serve: Serve, interval: str) -> None:
+    emulator = await serve()
+    pace = {"x-emulator-pace": f"events=400,size=65536,interval_ms={interval},seed=abc", "Connection": "close"}
+    port = int(emulator.url.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+    writer.write(request_bytes(emulator, body=BODY | {"stream": True}, headers=pace))
+    (connection,) = await until_paused(emulator)
+    assert connection.transport is not None
+    assert connection.transport.get_write_buffer_size() < 1 << 20
+    heard = await asyncio.wait_for(reader.read(-1), 20)
+    writer.close()
+    await writer.wait_closed()
+    events = events_of(unchunked(heard.partition(b"\r\n\r\n")[2]))
+    text = "".join(each["choices"][0]["delta"].get("content", "") for each in events[:-1])
+    assert text == expected_text("abc", 400, 65536)
+
+
+async def until_paused(emulator: Emulator) -> list[web.RequestHandler]:
+    """The connections, once one of them waits for its reader."""
+    async with asyncio.timeout(10):
+        while True:
+            connections = emulator.listeners[0]._server.connections
+            if any(connection.writing_paused for connection in connections):
+                return connections
+            await asyncio.sleep(0.001)
+
+
+async def test_stopping_cuts_what_is_in_flight(serve: Serve) -> None:
+    emulator = await serve()
+    pace = {"x-emulator-pace": "events=1000,interval_ms=5"}
+    port = int(emulator.url.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request_bytes(emulator, body=BODY | {"stream": True}, headers=pace))
+    await reader.readuntil(b"\n\n")
+    await emulator.stop()
+    assert emulator.in_flight == 0
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await reader.readuntil(b"[DONE]")
+    writer.close()

@@ -21,7 +21,7 @@ def checked(attempt: Attempt) -> Trouble | None:
     previous = attempt.field("previous_response_id")
     if previous is None:
         return None
-    if attempt.org is None or previous not in attempt.org.responses:
+    if attempt.org is None or str(previous) not in attempt.org.responses:
         message = f"Previous response with id '{previous}' not found."
         return errors.bad_request(message, "previous_response_id", "previous_response_not_found")
     return None
