@@ -1,0 +1,392 @@
+"""The pool's decisions: who gets a call, what is reserved for it, and what its outcome teaches.
+
+Pure: numbers live behind `cells.Home`, `now` and randomness are arguments. Choosing and reserving are one step. What
+the pool is made of (`OrgSpec`) comes from the settings; what it has learned lives in the home and outlives a reload.
+Selection: tiers by priority; in a tier two random places that are not known to be full, the less loaded one first
+(power of two choices on time to first byte × (in flight + 1) / weight). A place found full or out sleeps until it can
+serve.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+from yugong.base.clock import SECOND, to_ticks
+from yugong.base.errors import Fault, Penalty, Reach, Scope
+from yugong.core.keypool import buckets, health
+from yugong.core.keypool.buckets import Cost, Dimension
+from yugong.core.keypool.cells import Home
+from yugong.core.keypool.health import Event, State
+from yugong.core.keypool.spec import Key, Lease, LimitSpec, Org, OrgSpec, Place, Shortage
+
+EWMA_WEIGHT = 0.1  # of the newest time to first byte; a slower one counts at once (peak EWMA)
+FIRST_GUESS = 0.5  # seconds to first byte of an org never asked
+MODELS_KEPT = 512  # candidate lists kept; one more clears them (36: 100 000 random model names)
+COOL_DEFAULT = 1.0  # seconds after a 429 that names no wait
+NAP = SECOND // 10  # how long a place that is out without a known end is left alone
+
+Rng = Callable[[], float]
+
+
+class Tier:
+    """Places of one priority for one model: those worth asking, and those asleep until a tick."""
+
+    __slots__ = ("_tie", "awake", "sleeping")
+
+    def __init__(self, places: list[Place]) -> None:
+        self.awake = places
+        self.sleeping: list[tuple[int, int, Place]] = []
+        self._tie = 0
+
+    def __repr__(self) -> str:
+        return f"<Tier awake={len(self.awake)} sleeping={len(self.sleeping)}>"
+
+    def wake(self, now: int) -> None:
+        """Brings back who has slept enough."""
+        while self.sleeping and self.sleeping[0][0] <= now:
+            self.awake.append(heapq.heappop(self.sleeping)[2])
+
+    def put_to_sleep(self, place: Place, until: int) -> None:
+        """Not asked again before `until`."""
+        self._tie += 1
+        heapq.heappush(self.sleeping, (until, self._tie, place))
+
+
+class Ask:
+    """What a call asks of the pool."""
+
+    __slots__ = ("amounts", "avoid_keys", "avoid_orgs", "dialect", "model", "needs_model")
+
+    def __init__(self, dialect: str, model: str | None, amounts: Cost) -> None:
+        self.dialect = dialect
+        self.model = model
+        self.amounts = amounts
+        self.avoid_orgs: set[str] = set()
+        self.avoid_keys: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<Ask {self.dialect} {self.model} {self.amounts} avoid={sorted(self.avoid_orgs)}>"
+
+
+class Pool:
+    """All orgs and keys of one worker's settings, over counters shared with the others."""
+
+    __slots__ = ("_home", "_lane", "_rng", "_sets", "orgs")
+
+    def __init__(self, specs: list[OrgSpec], home: Home, lane: int, rng: Rng) -> None:
+        self._home = home
+        self._lane = lane
+        self._rng = rng
+        self._sets: dict[tuple[str, str | None], list[Tier]] = {}
+        self.orgs = [self._make_org(spec) for spec in specs]
+
+    def __repr__(self) -> str:
+        return f"<Pool orgs={len(self.orgs)} keys={sum(len(o.keys) for o in self.orgs)} models={len(self._sets)}>"
+
+    # -- choosing and reserving -------------------------------------------------------------------------------------
+
+    def reserve(self, ask: Ask, now: int) -> Lease | Shortage:
+        """A lease on an org and key with room, or why there is none and until when."""
+        tiers = self._tiers(ask.dialect, ask.model)
+        if not tiers:
+            return Shortage("no_org", buckets.NEVER)
+        shortage = Shortage("avoided", now)
+        for tier in tiers:
+            found = self._from_tier(tier, ask, now)
+            if isinstance(found, Lease):
+                return found
+            if found.rank > shortage.rank or (found.rank == shortage.rank and found.until < shortage.until):
+                shortage = found
+        return shortage
+
+    def _from_tier(self, tier: Tier, ask: Ask, now: int) -> Lease | Shortage:
+        if tier.sleeping:
+            tier.wake(now)
+        avoided: list[Place] = []
+        shortage = Shortage("avoided", now)
+        awake = tier.awake
+        try:
+            while awake:
+                place = self._draw(awake)
+                if ask.avoid_orgs and place.org.spec.name in ask.avoid_orgs:
+                    avoided.append(self._remove(awake, place))
+                    continue
+                found = self._try(place, ask, now)
+                if isinstance(found, Lease):
+                    return found
+                self._remove(awake, place)
+                if found.is_for_all:
+                    tier.put_to_sleep(place, max(found.until, now + 1))
+                else:
+                    avoided.append(place)
+                shortage = shortage.soonest(found)
+        finally:
+            awake.extend(avoided)
+        for until, _, place in tier.sleeping[:1]:
+            shortage = shortage.soonest(Shortage(place.why, until))
+        return shortage
+
+    def _draw(self, awake: list[Place]) -> Place:
+        """Power of two choices."""
+        count = len(awake)
+        first = int(self._rng() * count)
+        place = awake[first]
+        place.at = first
+        if count > 1:
+            second = int(self._rng() * (count - 1))
+            if second >= first:
+                second += 1
+            other = awake[second]
+            if other.org.load() < place.org.load():
+                other.at = second
+                return other
+        return place
+
+    @staticmethod
+    def _remove(awake: list[Place], place: Place) -> Place:
+        last = awake.pop()
+        if last is not place:
+            awake[place.at] = last
+        return place
+
+    def _try(self, place: Place, ask: Ask, now: int) -> Lease | Shortage:
+        org = place.org
+        cells = self._home.cells
+        # Who is out, and from when one call may probe it; the widest first.
+        for row, why in ((org.origin_row, "origin_out"), (org.row, "org_out"), (place.model_row, "model_out")):
+            if row and cells[row + health.STATE] > State.SUSPECT and cells[row + health.UNTIL] > now:
+                place.why = why
+                return Shortage(why, cells[row + health.UNTIL])
+        key = self._pick_key(org, ask.avoid_keys, now)
+        if key is None:
+            place.why = "keys_out"
+            until = min((cells[k.row + health.UNTIL] for k in org.keys), default=buckets.NEVER)
+            return Shortage("keys_out", max(until, now + NAP), is_for_all=not ask.avoid_keys)
+        row = place.group_row
+        if row:
+            self._home.lock(row)
+            at = buckets.ready_at(cells, row, ask.amounts, now)
+            if at <= now:
+                buckets.take(cells, row, ask.amounts, now)
+                buckets.enter(cells, row, self._lane)
+            self._home.unlock(row)
+            if at > now:
+                place.why = "full"
+                return Shortage("too_large" if at == buckets.NEVER else "full", at, is_for_all=at != buckets.NEVER)
+        lease = Lease(place, key, ask.amounts, now)
+        self._claim_probes(lease, now)
+        org.in_flight += 1
+        return lease
+
+    def _pick_key(self, org: Org, avoid: set[int], now: int) -> Key | None:
+        """The next key in turn that may be used."""
+        cells = self._home.cells
+        keys = org.keys
+        count = len(keys)
+        turn = org.turn
+        for step in range(count):
+            key = keys[(turn + step) % count]
+            row = key.row
+            if cells[row + health.STATE] > State.SUSPECT and cells[row + health.UNTIL] > now:
+                continue
+            if row in avoid:
+                continue
+            org.turn = (turn + step + 1) % count
+            return key
+        return None
+
+    def _claim_probes(self, lease: Lease, now: int) -> None:
+        cells = self._home.cells
+        place = lease.place
+        for row in (place.org.origin_row, place.org.row, place.model_row, lease.key.row):
+            if row and cells[row + health.STATE] > State.SUSPECT:
+                self._home.lock(row)
+                if health.is_due(cells, row, now):
+                    health.step(cells, row, Event.PROBE, now)
+                    lease.probes.append(row)
+                self._home.unlock(row)
+
+    # -- what an outcome teaches ------------------------------------------------------------------------------------
+
+    def note(self, lease: Lease, fault: Fault | None, now: int, reason: int = 0) -> None:
+        """One attempt's outcome: None is a success. Counts against exactly the scope the fault speaks of (I4)."""
+        place = lease.place
+        if fault is None:
+            for row in (lease.key.row, place.org.row, place.model_row, place.org.origin_row):
+                self._step(lease, row, Event.SUCCESS, now)
+            return
+        for row, event, kind in _effects(lease, fault, self._model_row):
+            self._step(lease, row, event, now, kind, reason)
+        if fault.penalty is Penalty.COOL:
+            self._cool(lease, fault.wait, now)
+        # A probe that got any answer but one about itself has shown that it works.
+        verdict = Event.SUCCESS if fault.reach >= Reach.HEAD and fault.scope in _SPEAKS_WELL else Event.UNKNOWN
+        for row in list(lease.probes):
+            self._step(lease, row, verdict, now)
+
+    def _step(
+        self, lease: Lease, row: int, event: Event, now: int, kind: health.Kind = health.KEY, reason: int = 0
+    ) -> None:
+        cells = self._home.cells
+        if not row or (event is Event.SUCCESS and cells[row + health.STATE] == State.HEALTHY):
+            return
+        is_probe = row in lease.probes
+        self._home.lock(row)
+        # The answer to a call sent before the subject went out proves nothing of it now.
+        is_late = (
+            cells[row + health.STATE] > State.SUSPECT and not is_probe and lease.started <= cells[row + health.SINCE]
+        )
+        if not (is_late and event in (Event.SUCCESS, Event.UNKNOWN)):
+            health.step(cells, row, event, now, kind=kind, reason=reason, spread=self._rng())
+        self._home.unlock(row)
+        if is_probe:
+            lease.probes.remove(row)
+
+    def _cool(self, lease: Lease, wait: float | None, now: int) -> None:
+        row = self._group_row(lease.place)
+        if row:
+            self._home.lock(row)
+            buckets.cool(self._home.cells, row, now + to_ticks(wait if wait is not None else COOL_DEFAULT))
+            self._home.unlock(row)
+
+    def learn(self, lease: Lease, dimension: Dimension, limit: int | None, left: int | None, now: int) -> None:
+        """What a header says of one bucket: the limit is its size (up to a configured ceiling), the rest lowers it."""
+        row = self._group_row(lease.place)
+        if not row:
+            return
+        cells = self._home.cells
+        ceiling = lease.place.ceilings[dimension]
+        in_force = buckets.limit_of(cells, row, dimension)
+        if limit is not None and limit > 0:
+            wanted = min(limit, ceiling) if ceiling else limit
+            if wanted != in_force:
+                self._home.lock(row)
+                buckets.set_limit(cells, row, dimension, wanted)
+                self._home.unlock(row)
+        if left is not None and left < buckets.remaining(cells, row, dimension, now):
+            self._home.lock(row)
+            buckets.lower(cells, row, dimension, left, now)
+            self._home.unlock(row)
+
+    def release(self, lease: Lease, now: int, first_byte: float | None, was_sent: bool) -> None:
+        """The attempt is over. `first_byte`: seconds to the answer's head; None if there was none."""
+        org = lease.place.org
+        org.in_flight -= 1
+        row = lease.group_row
+        if row:
+            self._home.lock(row)
+            buckets.leave(self._home.cells, row, self._lane)
+            if not was_sent:
+                buckets.put_back(self._home.cells, row, lease.amounts, now)
+            self._home.unlock(row)
+        if first_byte is not None:
+            if first_byte > org.latency:
+                org.latency = first_byte
+            else:
+                org.latency += (first_byte - org.latency) * EWMA_WEIGHT
+
+    # -- what the pool is made of -----------------------------------------------------------------------------------
+
+    def has_other(self, ask: Ask) -> bool:
+        """Whether some org that offers the model is not avoided yet."""
+        for tier in self._tiers(ask.dialect, ask.model):
+            for place in tier.awake:
+                if place.org.spec.name not in ask.avoid_orgs:
+                    return True
+        return False
+
+    def _tiers(self, dialect: str, model: str | None) -> list[Tier]:
+        tiers = self._sets.get((dialect, model))
+        if tiers is None:
+            if len(self._sets) >= MODELS_KEPT:
+                self._sets.clear()
+            tiers = self._sets[dialect, model] = self._find_places(dialect, model)
+        return tiers
+
+    def _find_places(self, dialect: str, model: str | None) -> list[Tier]:
+        by_priority: dict[int, list[Place]] = {}
+        for org in self.orgs:
+            spec = org.spec
+            if spec.dialect == dialect and org.keys and spec.weight > 0 and _offers(spec, model):
+                by_priority.setdefault(spec.priority, []).append(self._make_place(org, model))
+        return [Tier(by_priority[priority]) for priority in sorted(by_priority)]
+
+    def _make_place(self, org: Org, model: str | None) -> Place:
+        limit = next((item for item in org.spec.limits if _matches(item.models, model or "")), None)
+        group = f"{org.spec.name}\0{','.join(limit.models) if limit else model or ''}"
+        place = Place(org, group, f"{org.spec.name}\0model\0{model or ''}")
+        place.group_row = self._home.group_row(group, is_made=limit is not None)
+        place.model_row = self._home.health_row(place.model_name, is_made=False)
+        if limit is not None:
+            self._configure(place, limit)
+        return place
+
+    def _configure(self, place: Place, limit: LimitSpec) -> None:
+        cells = self._home.cells
+        row = place.group_row
+        place.ceilings = limit.amounts
+        if not row:
+            return
+        for dimension in Dimension:
+            ceiling = limit.amounts[dimension]
+            known = buckets.limit_of(cells, row, dimension)
+            if ceiling and (not known or known > ceiling):
+                buckets.set_limit(cells, row, dimension, ceiling)
+        cells[row + buckets.CONCURRENCY] = limit.concurrency
+
+    def _make_org(self, spec: OrgSpec) -> Org:
+        keys = [Key(name, self._home.health_row(f"{spec.name}\0key\0{name}")) for name in spec.keys]
+        org = Org(spec, self._home.health_row(spec.name), [key for key in keys if key.row], FIRST_GUESS)
+        org.origin_row = self._home.health_row(f"origin\0{spec.origin}")
+        return org
+
+    def _model_row(self, place: Place) -> int:
+        if not place.model_row:
+            place.model_row = self._home.health_row(place.model_name)
+        return place.model_row
+
+    def _group_row(self, place: Place) -> int:
+        if not place.group_row:
+            place.group_row = self._home.group_row(place.group_name)
+        return place.group_row
+
+
+def _offers(spec: OrgSpec, model: str | None) -> bool:
+    if spec.models is None or model is None:
+        return True
+    return _matches(spec.models, model)
+
+
+def _matches(patterns: tuple[str, ...], model: str) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in patterns)
+
+
+#: Scopes whose faults say that key and org as such are in order.
+_SPEAKS_WELL = frozenset({Scope.MODEL, Scope.CALLER})
+
+_EVENTS = {
+    Penalty.COUNT: Event.STRIKE,
+    Penalty.PARK: Event.PARK,
+    Penalty.QUARANTINE: Event.QUARANTINE,
+    Penalty.EXCLUDE: Event.EXCLUDE,
+}
+
+
+def _effects(lease: Lease, fault: Fault, model_row: Callable[[Place], int]) -> list[tuple[int, Event, health.Kind]]:
+    """Which rows a fault touches, and how: the table of scope × penalty."""
+    event = _EVENTS.get(fault.penalty)
+    if event is None:
+        return []
+    place = lease.place
+    if fault.scope is Scope.KEY:
+        return [(lease.key.row, event, health.KEY)]
+    if fault.scope is Scope.ORG or fault.scope is Scope.EGRESS:
+        return [(place.org.row, event, health.ORG)]
+    if fault.scope is Scope.MODEL:
+        return [(model_row(place), event, health.MODEL)]
+    if fault.scope is Scope.ORIGIN:
+        # A failing answer speaks of the org that got it first, and of the origin only if nobody fares better.
+        return [(place.org.row, event, health.ORG), (place.org.origin_row, event, health.ORIGIN)]
+    return []
