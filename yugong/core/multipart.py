@@ -82,9 +82,10 @@ def _field_name(head: bytes) -> str | None:
     """The part's name; None for a file, or a part that names none. Parameters are read in order, so a `name=` inside a
     quoted file name is not one."""
     dispositions = _DISPOSITION.findall(head.replace(b"\r\n", b"\n"))
-    if len(dispositions) != 1:
-        if dispositions:
-            raise _malformed("a part has two dispositions")
+    # Counted loosely too: a spelling that only other readers take for a disposition must not hide a field from us.
+    if len(dispositions) > 1 or len(dispositions) != head.lower().count(b"content-disposition"):
+        raise _malformed("a part has not one plain disposition")
+    if not dispositions:
         return None
     rest: bytes = dispositions[0]
     names: dict[bytes, bytes] = {}
@@ -95,7 +96,7 @@ def _field_name(head: bytes) -> str | None:
             raise _malformed("a part has a parameter twice")
         names[parameter] = match[3] if match[2] is None else match[2].replace(b'\\"', b'"')
         at = match.end()
-    if at != len(rest.rstrip()):
+    if rest[at:].strip():
         raise _malformed("a part's disposition cannot be read")
     if b"filename" in names or b"filename*" in names or b"name" not in names:
         return None

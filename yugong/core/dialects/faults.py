@@ -123,7 +123,10 @@ def read_error_object(document: object) -> ErrorBody:
     error = inner if isinstance(inner, dict) else document
     message = error.get("message", error.get("detail", error.get("error_msg")))
     text = message if isinstance(message, str) else ""
-    return ErrorBody(_word(error.get("code")), _word(error.get("type")), text[:_MAX_TEXT])
+    code = error.get("code")
+    if code is None and isinstance(details := error.get("details"), dict):
+        code = details.get("error_code")  # Anthropic's
+    return ErrorBody(_word(code), _word(error.get("type")), text[:_MAX_TEXT])
 
 
 def _word(value: object) -> str:
@@ -153,6 +156,18 @@ def judge_by(table: Sequence[Row], status: int, headers: Headers, error: ErrorBo
     )
 
 
+def judge_success(table: Sequence[Row], status: int, headers: Headers, body: bytes) -> Fault | None:
+    """A 2xx that is none: a page of HTML from something in between, or nothing where JSON was announced."""
+    if not 200 <= status < 300:
+        return None
+    content_type = next((value for name, value in headers if name.lower() == b"content-type"), b"").lower()
+    if content_type.startswith(b"text/html"):
+        return judge_by(table, status, headers, ErrorBody(is_html=True))
+    if content_type.startswith(b"application/json") and status == 200 and not body:
+        return Fault("empty_answer", Scope.ORIGIN, status=status, penalty=Penalty.COUNT)
+    return None
+
+
 def _wait(headers: Headers, message: str) -> float | None:
     """The header's wait; the text's where that is the same figure before it was rounded up to whole seconds."""
     told = wait_in_headers(headers)
@@ -163,6 +178,7 @@ def _wait(headers: Headers, message: str) -> float | None:
 
 
 _FIGURE = re.compile(r"\b(Limit|Used|Requested):? (\d{1,15})\b", re.IGNORECASE)
+_RATE_LIMIT = re.compile(r"\brate limit of (\d[\d,]{0,18})", re.IGNORECASE)
 _DIMENSION = re.compile(
     r"\b(request|token|input token|output token|image|input image|audio second)s? per (min|day)", re.IGNORECASE
 )
@@ -172,6 +188,9 @@ def _read_figures(fault: LimitFault, error: ErrorBody) -> None:
     """The figures of "… on tokens per min (TPM): Limit 30000, Used 29937, Requested 385"."""
     for name, figure in _FIGURE.findall(error.message):
         setattr(fault, name.lower(), int(figure))
+    limit = _RATE_LIMIT.search(error.message)
+    if limit and fault.limit is None:
+        fault.limit = int(limit[1].replace(",", ""))
     match = _DIMENSION.search(error.message)
     if match:
         day = "_day" if match[2].lower() == "day" else ""

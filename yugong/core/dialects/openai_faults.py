@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from yugong.base.errors import Fault, Penalty, Scope
 from yugong.core.dialects.dialect import Headers
-from yugong.core.dialects.faults import ErrorBody, Row, judge_by, read_error, read_error_object
+from yugong.core.dialects.faults import Row, judge_by, judge_success, read_error, read_error_object
 
 _5XX = range(500, 600)
 
@@ -124,19 +124,7 @@ def judge(status: int, headers: Headers, body: bytes) -> Fault | None:
     """The fault in an answer, None if it is to be passed on. Never raises."""
     if status >= 400:
         return judge_by(TABLE, status, headers, read_error(body))
-    if not 200 <= status < 300:
-        return None
-    return _judge_success(status, headers, body)
-
-
-def _judge_success(status: int, headers: Headers, body: bytes) -> Fault | None:
-    """A 2xx that is none: a page of HTML from something in between, or nothing where JSON was announced."""
-    content_type = next((value for name, value in headers if name.lower() == b"content-type"), b"").lower()
-    if content_type.startswith(b"text/html"):
-        return judge_by(TABLE, status, headers, ErrorBody(is_html=True))
-    if content_type.startswith(b"application/json") and status == 200 and not body:
-        return Fault("empty_answer", Scope.ORIGIN, status=status, penalty=Penalty.COUNT)
-    return None
+    return judge_success(TABLE, status, headers, body)
 
 
 def judge_event(document: object) -> Fault:

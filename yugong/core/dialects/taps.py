@@ -76,7 +76,7 @@ def _document(data: bytes) -> Document:
 
 
 def _has_failed(name: bytes, document: Document) -> bool:
-    return bool(document.get("error")) or name == b"error" or document.get("type") in {"error", "response.failed"}
+    return bool(document.get("error")) or name == b"error" or document.get("type") in ("error", "response.failed")
 
 
 def _text_bytes(document: Document) -> int:
@@ -281,7 +281,7 @@ class SseTap:
 
     def _take_all(self, data: bytes) -> None:
         """Whole events. `> 58`: begins with a field's name, so not with a comment or a blank line."""
-        is_plain = data[0] > 58 and data.find(b"\r") < 0 and data.rfind(b"\n:") < 0
+        is_plain = data[0] > 58 and data.find(b"\r") < 0 and data.rfind(b"\n:") < 0 and data.rfind(b"\n\n\n") < 0
         if is_plain and data.rfind(b'"usage"') < 0 and data.rfind(b'"error"') < 0:
             self._events += data.count(b"\n\n")
             self._last = data
@@ -330,9 +330,16 @@ class SseTap:
         return b""
 
     def usage(self) -> Usage | None:
-        if not self._is_metered or self._usage is not None:
-            return self._usage
-        return self._estimate() if self._events else None
+        """What was said; where nothing was, or only how it began (a rule marks that as estimated), a guess at what
+        was delivered."""
+        said = self._usage
+        if not self._is_metered or not self._events or (said is not None and not said.is_estimated):
+            return said
+        guess = self._estimate()
+        if said is None:
+            return guess
+        said.output = max(said.output, guess.output)
+        return said
 
     def _estimate(self) -> Usage:
         """What was delivered, guessed: an event is a token at least, more where its text is longer than one."""
