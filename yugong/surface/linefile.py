@@ -48,7 +48,7 @@ class LineFile:
                 return
             self._batches.append(batch)
             self._size += len(batch)
-            self._wake.notify()
+            self._wake.notify_all()
 
     def reopen(self, target: str | None = None) -> None:
         """Open the file again before the next line: it was moved away (log rotation), or is another one from now on."""
@@ -56,11 +56,16 @@ class LineFile:
             self._target = target or self._target
             self._must_reopen = True
 
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was put is written or lost; whether it came so far within `timeout` seconds."""
+        with self._wake:
+            return self._wake.wait_for(lambda: not self._size, timeout)
+
     def close(self, timeout: float) -> None:
         """Write what waits, for at most `timeout` seconds: standard output may be a pipe nobody reads."""
         with self._wake:
             self._is_closing = True
-            self._wake.notify()
+            self._wake.notify_all()
         self._thread.join(timeout)
 
     def _work(self) -> None:
@@ -76,6 +81,7 @@ class LineFile:
             self._write(batch, must_reopen)
             with self._wake:
                 self._size -= len(batch)
+                self._wake.notify_all()
 
     def _write(self, batch: bytes, must_reopen: bool) -> None:
         view, done = memoryview(batch), 0
