@@ -1,14 +1,18 @@
 """Where a proxy's time goes: one benchmark's load, while `perf` or py-spy watches the busiest process of Yugong.
 
-Not a measurement: watching costs time. Needs `py-spy` (a flame graph) or `perf` (counters, and the kernel's share).
+Not a measurement: watching costs time. Needs py-spy (Python's functions and native ones) or perf (native only). The
+stacks py-spy saw are left in the temporary directory, as flame graph programs read them.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
 
 from bench import processes
@@ -20,11 +24,13 @@ LOADS = {
     "bodies": ("unary", "--connections", "16", "--up", "1000000", "--down", "1000000"),
 }
 WATCH_SECONDS = 8
-OUT = Path("profile.svg")
+FRAME_OF_ALL = 0.95  # what is in nearly every stack says nothing
+MOST = 45  # lines of each table
+OUT = Path(tempfile.gettempdir()) / "bench-profile.txt"
 
 
 def run(what: str, plan: Plan) -> int:
-    """Load Yugong (or what `--only` names first) with `what`; the profile goes to profile.svg or to stdout."""
+    """Load Yugong (or what `--only` names first) with `what`; the profile goes to stdout."""
     if what not in LOADS:
         print(f"profile: one of {', '.join(LOADS)}", file=sys.stderr)
         return 2
@@ -51,16 +57,35 @@ def _busiest(root: int) -> int:
 
 
 def _watch(pid: int) -> None:
-    spy, perf = shutil.which("py-spy"), shutil.which("perf")
+    spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    perf = shutil.which("perf")
     if spy is not None:
-        command = [spy, "record", "--native", "-d", str(WATCH_SECONDS), "-o", str(OUT), "-p", str(pid)]
+        _spy(spy, pid)
     elif perf is not None:
-        command = [perf, "record", "-g", "-o", "perf.data", "-p", str(pid), "--", "sleep", str(WATCH_SECONDS)]
+        _perf(perf, pid)
     else:
         print("profile: neither py-spy nor perf is here", file=sys.stderr)
-        return
-    subprocess.run(command)
-    if spy is None and perf is not None:
-        subprocess.run(
-            [perf, "report", "-i", "perf.data", "--stdio", "--no-children", "-g", "none", "--percent-limit", "0.7"]
-        )
+
+
+def _spy(spy: str, pid: int) -> None:
+    command = [spy, "record", "--native", "--rate", "500", "-d", str(WATCH_SECONDS), "-f", "raw", "-o", str(OUT)]
+    subprocess.run([*command, "-p", str(pid)], stdout=sys.stderr, stderr=subprocess.DEVNULL)
+    own, total = Counter[str](), Counter[str]()
+    for line in OUT.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        own[frames[-1]] += int(count)
+        total.update(dict.fromkeys(frames, int(count)))
+    samples = max(1, own.total())
+    for title, counts in (("itself", own), ("with what it calls", total)):
+        print(f"\n{title}")
+        shares = [(frame, hits / samples) for frame, hits in counts.most_common() if hits < FRAME_OF_ALL * samples]
+        for frame, share in shares[:MOST]:
+            print(f"{share:7.1%}  {frame}")
+    print(f"\nstacks: {OUT}", file=sys.stderr)
+
+
+def _perf(perf: str, pid: int) -> None:
+    file = str(OUT.with_suffix(".data"))
+    subprocess.run([perf, "record", "-g", "-o", file, "-p", str(pid), "--", "sleep", str(WATCH_SECONDS)])
+    subprocess.run([perf, "report", "-i", file, "--stdio", "--no-children", "-g", "none", "--percent-limit", "0.7"])

@@ -200,6 +200,7 @@ def make(figures: Sequence[Figure], machine: dict[str, str], failed: Sequence[st
 
 def write(made: Report, out: Path) -> None:
     """The text to `out`, the data to results.json beside it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(made.text)
     (out.parent / "results.json").write_text(json.dumps(made.data, indent=1) + "\n")
 

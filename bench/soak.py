@@ -58,6 +58,8 @@ class Load:
         async def one() -> None:
             try:
                 became = await act()
+            except aiohttp.WSServerHandshakeError as error:
+                became = f"refused {error.status}"
             except (TimeoutError, aiohttp.ClientError) as error:
                 became = type(error).__name__
             self.done[f"{name} {became}"] += 1

@@ -51,8 +51,9 @@ def memory(session: Session) -> None:
                     if name not in fleet:
                         continue
                     few, many = (_open(session, fleet[name], count) for count in (low, high))
+                    roles = fleet[name].roles()
                 grown = (many["rss_bytes"] - few["rss_bytes"]) / (high - low)
-                session.figure("memory", f"{low}→{high} streams", name, "B/stream").note(grown, many)
+                session.figure("memory", f"{low}→{high} streams", name, "B/stream").note(grown, many, roles)
     for figure in session.figures:
         if figure.benchmark == "memory":
             session.say(f"{figure!r} rss {figure.detail('rss_mb'):.0f} MB")

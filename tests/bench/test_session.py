@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 
-from bench import contenders, processes, suites
+from bench import contenders, faults, processes, suites
 from bench.processes import Running, StartError
 from bench.session import LoadError, Plan, Session
 
@@ -58,6 +59,24 @@ def test_nginx_carries_calls_and_streams() -> None:
         sample = session.load("streams", fleet["nginx"], "--connections", "8", "--events", "5", "--pace", "200")
         assert sample["events"] > 0
         assert "worker" in fleet["nginx"].roles().values()
+
+
+@pytest.mark.system
+def test_yugong_is_started_as_shipped() -> None:
+    plan = Plan(1, 0.3, ["yugong"])
+    with Session(plan, _silent) as session, session.upstream() as site, session.side_by_side(site) as fleet:
+        assert session.failed == []
+        assert session.load("unary", fleet["yugong"])["errors"] == 0
+        assert {"worker", "keeper"} <= set(fleet["yugong"].roles().values())
+        assert session.load("streams", fleet["yugong"], "--connections", "8", "--events", "5")["events"] > 0
+
+
+@pytest.mark.system
+def test_faults_are_injected_and_counted(tmp_path: Path) -> None:
+    verdict = uvloop.run(faults.kind("500", tmp_path / "500", 300))
+    assert verdict.calls == 300 and verdict.served + sum(verdict.others.values()) == 300
+    assert verdict.struck > 10
+    assert verdict.attempts >= 300 and "wrong body" not in verdict.others
 
 
 @pytest.mark.system
