@@ -225,7 +225,7 @@ class Chief:
         crew, data_dir = self.crew, Path(self.crew.ground.data_dir)
         try:
             import_accounts(data_dir, new)
-            opened = open_doors(new, [*crew.doors.clients, crew.doors.admin])
+            opened = open_doors(new, (crew.doors.clients, crew.doors.admin))
         except (AccountsError, DoorTaken) as error:
             _restore_accounts(data_dir, old)
             raise Refused(str(error)) from None

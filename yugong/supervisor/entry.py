@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from yugong.core.settings import Settings
-from yugong.store.doors import Door, open_tcp, open_unix
+from yugong.store.doors import Door, DoorTaken, open_tcp, open_unix
 
 __all__ = ["Opened", "close_unlike", "open_doors"]
 
@@ -17,27 +17,30 @@ __all__ = ["Opened", "close_unlike", "open_doors"]
 Opened = tuple[list[Door], Door | None]
 
 
-def open_doors(settings: Settings, standing: Iterable[Door | None] = ()) -> Opened:
+def open_doors(settings: Settings, standing: Opened = ([], None)) -> Opened:
     """The doors for these settings: those of `standing` that are asked for again, the others new.
 
     Raises:
         DoorTaken: one cannot be opened; nothing has changed then.
     """
     listen = settings.listen
-    known = {door.address: door for door in standing if door is not None}
     fresh: list[Door] = []
 
-    def door(address: str) -> Door:
-        if address not in known:
+    def door(address: str, known: Iterable[Door | None]) -> Door:
+        for one in known:
+            if one is not None and one.address == address:
+                return one
+        try:
             fresh.append(_open(address))
-            known[address] = fresh[-1]
-        return known[address]
+        except DoorTaken as error:
+            raise DoorTaken(f"{error}{_own(address, [*standing[0], standing[1]])}") from None
+        return fresh[-1]
 
     try:
         addresses = [listen.address] if listen.address else []
         addresses += [f"unix:{listen.unix}"] if listen.unix else []
-        clients = [door(address) for address in addresses]
-        admin = door(listen.admin) if listen.admin else None
+        clients = [door(address, standing[0]) for address in addresses]
+        admin = door(listen.admin, [standing[1]]) if listen.admin else None
     except Exception:
         for one in fresh:
             one.close()
@@ -54,6 +57,13 @@ def _open(address: str) -> Door:
     door = open_tcp(host.strip("[]"), int(port))
     door.address = address
     return door
+
+
+def _own(address: str, standing: Iterable[Door | None]) -> str:
+    """What to add where it is ourselves who have the port."""
+    port = address.rpartition(":")[2]
+    mine = [door.bound for door in standing if door is not None and door.bound.rpartition(":")[2] == port]
+    return f". We listen there ourselves, as {mine[0]}: to change only its host, stop and start" if mine else ""
 
 
 def close_unlike(those: Opened, these: Opened) -> None:

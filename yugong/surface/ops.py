@@ -55,8 +55,8 @@ def _readyz(request: web.BaseRequest, figures: Figures) -> web.Response:
 def _metrics(request: web.BaseRequest, figures: Figures) -> web.Response:
     content_type, body = expose(figures.merged(), request.headers.get("Accept", ""))
     response = web.Response(body=body, headers={**NO_STORE, "Content-Type": content_type})
-    if len(body) > 16_384:
-        response.enable_compression()
+    if len(body) > 16_384 and "gzip" in request.headers.get("Accept-Encoding", ""):
+        response.enable_compression(web.ContentCoding.gzip)
     return response
 
 
