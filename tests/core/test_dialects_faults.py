@@ -98,7 +98,7 @@ def test_the_wait_is_the_headers_as_exact_as_the_text_knows_it(header: bytes | N
         (b'{"code":"c","detail":"d"}', "<ErrorBody /c 'd'>"),
         (b'{"error_msg":"d","error_code":1}', "<ErrorBody / 'd'>"),
         (b'{"message":["x"],"code":true}', "<ErrorBody / ''>"),
-        (b'{"error":{"code":"c","type":"t","message":"cut o', "<ErrorBody t/c '{\"error\":{\"code\":\"c\",\"type\":\"t\",\"message\":\"cut o'>"),
+        (b'{"error":{"code":"c","type":"t","x', """<ErrorBody t/c '{"error":{"code":"c","type":"t","x'>"""),
         (b'{"error":{"message":"m","x', "<ErrorBody / 'm'>"),
         (b"plain words", "<ErrorBody / 'plain words'>"),
         (b"\n<html><body>", "<ErrorBody html/ ''>"),

@@ -61,8 +61,15 @@ def test_dates(moment: datetime) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"Wed, 99 Nov 2026 10:00:00 GMT", b"Wed, 20 Xyz 2026 10:00:00 GMT", b"20 Nov 2026", b"Wed, 20 Nov 0000 10:00:00 GMT"]
-)  # fmt: skip
+    "value",
+    [
+        b"",
+        b"Wed, 99 Nov 2026 10:00:00 GMT",
+        b"Wed, 20 Xyz 2026 10:00:00 GMT",
+        b"Wed, 20 Nov 0000 10:00:00 GMT",
+        b"20 Nov 2026",
+    ],
+)
 def test_what_is_no_date(value: bytes) -> None:
     assert parse_http_date(value) is None
 

@@ -119,7 +119,7 @@ def read_event(event: bytes) -> tuple[bytes, bytes]:
         return b"", event[6:-2]
     name = b""
     data: list[bytes] = []
-    for line in _LINE_END.split(event.removeprefix(_BOM)):
+    for line in _LINE_END.split(event.lstrip(b"\r\n").removeprefix(_BOM)):
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":

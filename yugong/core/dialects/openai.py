@@ -109,7 +109,7 @@ class OpenAI:
         return header_lines(lines)
 
     def upstream_path(self, raw_path: str) -> str:
-        if raw_path.startswith("/openai/v1"):
+        if raw_path.startswith("/openai/v1") and raw_path[10:11] in {"", "/", "?"}:
             raw_path = raw_path[7:]
         return without_keys(raw_path)
 

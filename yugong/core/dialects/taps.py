@@ -25,6 +25,8 @@ KEEP = 16 * 1024
 BYTES_A_TOKEN = 4
 MAX_COUNT = 2**53
 
+_FAILURES = frozenset({b"error", b"response.failed"})
+
 Document = Mapping[str, object]
 
 
@@ -73,6 +75,11 @@ def _document(data: bytes) -> Document:
     except orjson.JSONDecodeError:
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _is_comment(event: bytes) -> bool:
+    """A comment, or nothing but line ends."""
+    return event.lstrip(b"\r\n")[:1] in {b":", b""}
 
 
 def _has_failed(name: bytes, document: Document) -> bool:
@@ -130,7 +137,7 @@ class ByteTap:
 class JsonTap:
     """For one JSON document. Collects up to `cap` bytes; of a longer one it keeps the ends, where usage stands."""
 
-    __slots__ = ("_cap", "_chunks", "_head", "_is_metered", "_read_usage", "_tail", "delivered_bytes")
+    __slots__ = ("_cap", "_chunks", "_document", "_head", "_is_metered", "_read_usage", "_tail", "delivered_bytes")
     is_transparent = True
 
     def __init__(
@@ -140,6 +147,8 @@ class JsonTap:
         self._is_metered = is_metered
         self._cap = cap
         self._chunks: list[bytes] = []
+        #: The whole document, once somebody asked whether it is one.
+        self._document: object = None
         self._head = b""
         self._tail = b""
         self.delivered_bytes = 0
@@ -149,6 +158,7 @@ class JsonTap:
 
     def feed(self, data: bytes) -> bytes:
         self.delivered_bytes += len(data)
+        self._document = None
         if self.delivered_bytes <= self._cap:
             self._chunks.append(data)
         else:
@@ -171,6 +181,8 @@ class JsonTap:
     def usage(self) -> Usage | None:
         if not self._is_metered:
             return None
+        if isinstance(self._document, dict):
+            return self._read_usage(None, self._document)
         if self._chunks:
             return self._usage_in(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
         found = object_after(self._tail, b"usage") or object_after(self._head, b"usage")
@@ -193,7 +205,7 @@ class JsonTap:
         if not self._chunks:
             return self._tail.rstrip()[-1:] in {b"}", b"]"}
         try:
-            orjson.loads(b"".join(self._chunks))
+            self._document = orjson.loads(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
         except orjson.JSONDecodeError:
             return False
         return True
@@ -251,8 +263,9 @@ class SseTap:
         self.delivered_bytes += length
         if self._is_between and data[-2:] == b"\n\n":
             at = data.find(b"\n")
-            # One line, or two (`event:` and `data:`). `[0] != 58`: a comment must not hide the event before it.
-            if at > 0 and (at == length - 2 or data.find(b"\n", at + 1) == length - 2) and data[0] != 58:
+            # One line, or two (`event:` and `data:`). `> 58`: a name's letter, since a comment or blank line must not
+            # hide the event before it.
+            if (at == length - 2 or data.find(b"\n", at + 1) == length - 2) and data[0] > 58:
                 self._events += 1
                 self._last = data
                 at = data.rfind(b'"usage"')
@@ -290,20 +303,22 @@ class SseTap:
             self._take(event)
 
     def _take(self, event: bytes) -> None:
-        if event.lstrip(b"\r\n")[:1] in {b":", b""}:
+        if _is_comment(event):
             return
         self._events += 1
         self._last = event
         if event.rfind(b'"usage"') >= 0 or event.rfind(b'"error"') >= 0:
             self._look(event)
 
-    def _look(self, event: bytes) -> None:
-        name, data = read_event(event)
-        document = _document(data)
-        if _has_failed(name, document):
-            self._failed = True
-        if self._is_metered:
-            self._usage = self._rule.read_usage(self._usage, document)
+    def _look(self, data: bytes) -> None:
+        """Reads an event; several, if what looked like one has bare carriage returns in it."""
+        for event in split(data) if b"\r" in data else (data,):
+            name, text = read_event(event)
+            document = _document(text)
+            if _has_failed(name, document):
+                self._failed = True
+            if self._is_metered:
+                self._usage = self._rule.read_usage(self._usage, document)
 
     def _take_part(self, part: bytes) -> None:
         """A piece of an event over the cap: its ends say what it is and what it used."""
@@ -318,7 +333,7 @@ class SseTap:
         found = object_after(self._tail, b"usage")
         if self._is_metered and found:
             self._usage = self._rule.read_usage(self._usage, {"type": kind.decode("utf-8", "replace"), "usage": found})
-        self._failed = self._failed or kind in {b"error", b"response.failed"}
+        self._failed = self._failed or kind in _FAILURES
         self._last = b"event: " + kind + b"\n\n"
         self._head = self._tail = b""
 
@@ -352,10 +367,7 @@ class SseTap:
         return usage
 
     def _last_event(self) -> bytes:
-        for event in reversed(split(self._last)):
-            if event.lstrip(b"\r\n")[:1] not in {b":", b""}:
-                return event
-        return b""
+        return next((event for event in reversed(split(self._last)) if not _is_comment(event)), b"")
 
     def is_complete(self) -> bool:
         if self._rule.ends is None:
@@ -363,7 +375,8 @@ class SseTap:
         return event_kind(self._last_event()) in self._rule.ends
 
     def has_failed(self) -> bool:
-        return self._failed
+        """`event: error` with nothing of an error in its data (assistants) is looked for only at the end."""
+        return self._failed or event_kind(self._last_event()) in _FAILURES
 
     def delivered_events(self) -> int:
         return self._events
