@@ -60,6 +60,7 @@ MESSAGE = "Rate limit reached for m in organization org-Ab1 on {} (X): Limit 300
         (MESSAGE.format("tokens per min"), "tokens", ("tokens", 30000, 29937, 385)),
         (MESSAGE.format("requests per day"), "requests", ("requests_day", 30000, 29937, 385)),
         (MESSAGE.format("input images per minute"), "", ("input_images", 30000, 29937, 385)),
+        ("U\u017fed 5, limit \u0661, to\u212aens per min", "", (None, None, None, None)),
         ("slow", "requests", ("requests", None, None, None)),
         ("slow", "other", (None, None, None, None)),
         ("your organization's rate limit of 30,000 input tokens per minute", "", ("input_tokens", 30000, None, None)),

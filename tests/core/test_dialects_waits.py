@@ -44,7 +44,7 @@ from yugong.core.dialects.waits import (
         (b"9" * 12, None),
         (b"999999h", None),
         (b"1s" * 7, None),
-        ("\u0661s".encode(), 1),
+        ("\u0661s".encode(), None),
         (b"\xff", None),
     ],
 )
@@ -100,6 +100,9 @@ def test_what_is_no_rfc3339(value: bytes) -> None:
         ("retry in 99 days", None),
         ("Please try again later.", None),
         ("try again in 5 smurfs", None),
+        ("try again in 5 \u017f", None),
+        ("try again in 5Sx", 5),
+        ("try again in 1H2Mx", 3720),
         ("Limit 30000, Used 29937", None),
         ("", None),
     ],

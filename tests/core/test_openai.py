@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from yugong.base.errors import Fault, Refusal, RefusalKind, Scope
 from yugong.core.dialects import openai_faults
-from yugong.core.dialects.dialect import Intent
+from yugong.core.dialects.dialect import Intent, Usage
 from yugong.core.dialects.openai import DIALECT
 from yugong.core.dialects.openai_operations import TABLE
-from yugong.core.dialects.openai_usage import RULES
+from yugong.core.dialects.openai_usage import RULES, read_usage
 from yugong.core.dialects.taps import ByteTap, JsonTap, SseTap, StrippingTap
 
 OPTIONS = st.none() | st.dictionaries(
@@ -126,6 +126,12 @@ def test_taps(status: int, content_type: bytes, adds_usage: bool, kind: type) ->
     tap = DIALECT.tap(intent, status, content_type)
     assert type(tap) is kind
     assert tap.is_transparent is (kind is not StrippingTap)
+
+
+@pytest.mark.parametrize("document", [{}, {"usage": None}, {"usage": {}}, {"response": 7}, {"response": {"usage": 7}}])
+def test_silence_leaves_usage_as_it_was(document: dict[str, object]) -> None:
+    known = Usage(1, 2)
+    assert read_usage(known, document) is known
 
 
 def test_every_stream_rule_exists() -> None:

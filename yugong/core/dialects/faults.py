@@ -177,10 +177,11 @@ def _wait(headers: Headers, message: str) -> float | None:
     return told
 
 
-_FIGURE = re.compile(r"\b(Limit|Used|Requested):? (\d{1,15})\b", re.IGNORECASE)
-_RATE_LIMIT = re.compile(r"\brate limit of (\d[\d,]{0,18})", re.IGNORECASE)
+_FIGURE = re.compile(r"\b(Limit|Used|Requested):? (\d{1,15})\b", re.IGNORECASE | re.ASCII)
+_RATE_LIMIT = re.compile(r"\brate limit of (\d[\d,]{0,18})", re.IGNORECASE | re.ASCII)
 _DIMENSION = re.compile(
-    r"\b(request|token|input token|output token|image|input image|audio second)s? per (min|day)", re.IGNORECASE
+    r"\b(request|token|input token|output token|image|input image|audio second)s? per (min|day)",
+    re.IGNORECASE | re.ASCII,
 )
 
 

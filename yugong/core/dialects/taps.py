@@ -82,8 +82,17 @@ def _is_comment(event: bytes) -> bool:
     return event.lstrip(b"\r\n")[:1] in {b":", b""}
 
 
-def _has_failed(name: bytes, document: Document) -> bool:
-    return bool(document.get("error")) or name == b"error" or document.get("type") in ("error", "response.failed")
+def _has_failed(document: Document) -> bool:
+    return bool(document.get("error")) or document.get("type") in ("error", "response.failed")
+
+
+def _tells(event: bytes) -> bool:
+    """Whether an event is worth parsing. `SseTap.feed` has the same written out."""
+    at = event.rfind(b'"usage"')
+    if at >= 0 and event[at + 7 : at + 12] != b":null":
+        return True
+    at = event.rfind(b'"error"')
+    return at >= 0 and event[at + 7 : at + 12] != b":null"
 
 
 def _text_bytes(document: Document) -> int:
@@ -307,15 +316,14 @@ class SseTap:
             return
         self._events += 1
         self._last = event
-        if event.rfind(b'"usage"') >= 0 or event.rfind(b'"error"') >= 0:
+        if _tells(event):
             self._look(event)
 
     def _look(self, data: bytes) -> None:
         """Reads an event; several, if what looked like one has bare carriage returns in it."""
         for event in split(data) if b"\r" in data else (data,):
-            name, text = read_event(event)
-            document = _document(text)
-            if _has_failed(name, document):
+            document = _document(read_event(event)[1])
+            if _has_failed(document):
                 self._failed = True
             if self._is_metered:
                 self._usage = self._rule.read_usage(self._usage, document)

@@ -26,16 +26,17 @@ _UNITS = {
     "h": 3600.0,
     "d": 86_400.0,
 }
-_PART = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ns|us|µs|ms|s|m|h|d)")
-_GO_DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,12})?(?:ns|us|µs|ms|s|m|h|d)){1,6}")
-_NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,12})?")
+# ASCII throughout: other alphabets have digits too, and letters that fold to ours (`ſ` is an `s`).
+_PART = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ns|us|µs|ms|s|m|h|d)", re.ASCII)
+_GO_DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,12})?(?:ns|us|µs|ms|s|m|h|d)){1,6}", re.ASCII)
+_NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 
 #: "Please try again in 644ms", "in 1h2m", "Please retry after 86400 seconds", "wait 3 minutes".
 _SENTENCE = re.compile(
     r"(?:again|retry|wait)(?: in| after| for)? (\d{1,9}(?:\.\d{1,9})?) ?"
     r"(milliseconds?|seconds?|secs?|minutes?|mins?|hours?|days?|ms|s|m|h|d)(?![a-z])"
     r"|(?:again|retry|wait)(?: in| after| for)? ((?:\d{1,9}(?:\.\d{1,9})?(?:ms|s|m|h|d)){1,5})",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _MONTHS = {
     b"Jan": 1, b"Feb": 2, b"Mar": 3, b"Apr": 4, b"May": 5, b"Jun": 6,
@@ -93,7 +94,7 @@ def wait_in_text(text: str) -> float | None:
     number, word, go_duration = match.groups()
     # `1h2m` matches the first form up to its first unit; the digit behind it tells.
     rest = text[match.start(1) : match.start(1) + 64] if number else go_duration
-    parts = _GO_DURATION.match(rest)
+    parts = _GO_DURATION.match(rest.lower())
     if parts:
         return parse_duration(parts[0].encode())
     word = word.lower()
