@@ -138,7 +138,8 @@ class Worker:
         self._channel = Channel(control, self._receive, self._orphaned, "supervisor")
         self._settings = unpack_settings(hello.settings)
         self._log = ProcessLog(hello.name, self._settings.log.level)
-        registry = Registry()
+        self._registry = registry = Registry()
+        registry.caps["model"] = self._settings.metrics.label_values_max
         count_process(registry, hello.name)
         meters = Meters(registry)
         access = AccessLog(meters.access_log_dropped, is_on=self._settings.log.access is not None)
@@ -213,6 +214,7 @@ class Worker:
             return
         self._settings = settings
         self._log.level = settings.log.level
+        self._registry.caps["model"] = settings.metrics.label_values_max
         self._channel.send({"op": "reloaded", "revision": revision})
 
     async def _drain(self, seconds: float) -> None:

@@ -48,6 +48,15 @@ def test_a_storm_of_values_ends_in_one_series_and_keeps_nothing_else() -> None:
     assert len(calls._children) == VALUES_MAX + 1
 
 
+def test_a_cap_can_be_raised_while_counting_goes_on() -> None:
+    registry, calls = counter()
+    registry.caps["outcome"] = 1
+    first = calls.labels("a", "ok")
+    assert calls.labels("a", "late") is calls.labels("a", OTHER) is not first
+    registry.caps["outcome"] = 3
+    assert calls.labels("a", "late") is not calls.labels("a", OTHER)
+
+
 def test_a_label_past_its_cap_leaves_the_others_alone() -> None:
     _, calls = counter()
     for number in range(VALUES_MAX):

@@ -115,7 +115,14 @@ class Installation:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=self.directory,
-            env={**home, "PYTHONPATH": str(ROOT), "HOME": str(self.directory), "PYTHONWARNINGS": "", **environ},
+            env={
+                **home,
+                "PYTHONPATH": str(ROOT),
+                "HOME": str(self.directory),
+                "TMPDIR": str(self.directory),
+                "PYTHONWARNINGS": "",
+                **environ,
+            },
         )
         self._listening = asyncio.ensure_future(self._listen())
 

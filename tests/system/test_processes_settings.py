@@ -1,8 +1,8 @@
 """Settings change while it runs: taken where they are right, kept as they were where not."""
 
-import asyncio
 import os
 import signal
+import socket
 from typing import Any
 
 import pytest
@@ -107,9 +107,8 @@ async def test_more_workers_and_fewer(running: Installation) -> None:
 async def test_another_address(running: Installation) -> None:
     """The old one is served until the new one is."""
     old = running.port
-    probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    new = probe.sockets[0].getsockname()[1]
-    probe.close()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        new = probe.getsockname()[1]
     running.settings["listen"]["address"] = f"127.0.0.1:{new}"
     running.settings["listen"]["admin"] = "localhost:0"
     running.write()

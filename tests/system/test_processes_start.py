@@ -28,8 +28,10 @@ async def chat(port: int, key: str) -> tuple[str, Any]:
         + f"Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
-    raw = await asyncio.wait_for(reader.read(), PATIENCE)
-    await hang_up(writer)
+    try:
+        raw = await asyncio.wait_for(reader.read(), PATIENCE)
+    finally:
+        await hang_up(writer)
     head, _, answer = raw.partition(b"\r\n\r\n")
     return head.decode("latin-1"), json.loads(answer)
 

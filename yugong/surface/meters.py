@@ -123,8 +123,9 @@ class Family(Generic[Child]):
 
     def _admit(self, values: tuple[str, ...]) -> Child:
         assert len(values) == len(self.spec.labels), f"{self.spec!r} given {len(values)} labels"
+        caps = self._registry.caps
         named = zip(self.spec.labels, values, self._admitted, strict=True)
-        kept = tuple(_bounded(label, value, admitted) for label, value, admitted in named)
+        kept = tuple(_bounded(value, admitted, caps.get(label, VALUES_MAX)) for label, value, admitted in named)
         child = self._children.get(kept)
         if child is None:
             child = self._children[kept] = self._make(self.spec)
@@ -132,12 +133,12 @@ class Family(Generic[Child]):
         return child
 
 
-def _bounded(label: str, value: str, admitted: set[str]) -> str:
+def _bounded(value: str, admitted: set[str], cap: int) -> str:
     """`value` if it may have a series of its own, else `other`; nothing is remembered of those that may not."""
     value = str(value)[:VALUE_MAX]
     if value in admitted:
         return value
-    if len(admitted) >= CAPS.get(label, VALUES_MAX):
+    if len(admitted) >= cap:
         return OTHER
     admitted.add(value)
     return value
@@ -146,9 +147,11 @@ def _bounded(label: str, value: str, admitted: set[str]) -> str:
 class Registry:
     """All series of one process, in the order they came to be; a series never leaves, so its place is its number."""
 
-    __slots__ = ("_before", "rows")
+    __slots__ = ("_before", "caps", "rows")
 
     def __init__(self) -> None:
+        #: Values a label may take, by its name; may be changed while counting goes on.
+        self.caps = dict(CAPS)
         self.rows: list[tuple[Spec, tuple[str, ...], Series]] = []
         self._before: list[Callable[[], None]] = []
 
