@@ -55,6 +55,7 @@ EVENTS = [
     b'event: response.failed\ndata: {"type":"response.failed","response":{"error":{"code":"x"}}}\n\n',
     b": ping\n\n",
     b": ping\r\n\r\n",
+    b": ping\n",
     b"\n",
     DONE,
     b"data: {not json\n\n",
@@ -191,6 +192,16 @@ def test_a_whole_chat_stream(ending: bytes, space: str) -> None:
     assert repr(tap.usage()) == "<Usage in=3 (cached 0) out=4>"
     assert not tap.has_failed()
     assert repr(tap).startswith("<SseTap chat events=5 ")
+
+
+@pytest.mark.parametrize("space", ["", " "])
+def test_an_event_may_begin_with_a_comment(space: str) -> None:
+    tap = SseTap(CHAT, intent())
+    tap.feed(b": ping\n" + data({"choices": [], "usage": {"in": 3, "out": 4}}, space))
+    assert repr(tap.usage()) == "<Usage in=3 (cached 0) out=4>"
+    tap.feed(b": ping\n" + DONE)
+    assert tap.is_complete()
+    assert tap.delivered_events() == 2
 
 
 def test_an_error_is_an_end() -> None:

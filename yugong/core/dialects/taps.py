@@ -78,8 +78,8 @@ def _document(data: bytes) -> Document:
 
 
 def _is_comment(event: bytes) -> bool:
-    """A comment, or nothing but line ends."""
-    return event.lstrip(b"\r\n")[:1] in {b":", b""}
+    """A comment, or nothing but line ends. An event may begin with a comment and go on with data."""
+    return event.lstrip(b"\r\n")[:1] in {b":", b""} and not read_event(event)[1]
 
 
 def _has_failed(document: Document) -> bool:
