@@ -34,6 +34,7 @@ from yugong.proxy.spool import Spool
 from yugong.store.accounts import AccountFile
 from yugong.store.poolstate import PoolState
 from yugong.store.settingsfile import SecretError, resolve_secret
+from yugong.upstream.head import HeadReader
 from yugong.upstream.leg import Leg
 from yugong.upstream.origin import Egress, OriginSpec, basic
 
@@ -124,6 +125,7 @@ class PooledLine:
         line = self._line = proxy.Line(setup, leg, Spool(str(spool_dir), settings.intake.spool_max), observer, budget)
         line.call_id = CallIds(secrets.token_bytes(8)).next
         line.rng = random.random
+        line.report = station.log.exception
         line.wall = time.time
         line.entropy = os.urandom
         self._settings = settings
@@ -192,7 +194,7 @@ class PooledLine:
             max_tries=settings.retry.attempts,
             hold_first_event=settings.retry.hold_first_event,
             max_wait=MAX_WAIT,
-            to_client=TO_CLIENT | extra,
+            reader=HeadReader(TO_CLIENT | extra),
             extra_lines=DEMO_LINE if self._station.is_demo else b"",
             is_trusted=_trust(settings.listen.trusted_proxies),
         )

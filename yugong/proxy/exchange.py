@@ -2,7 +2,7 @@
 
 An `Exchange` is owned by one coroutine and gathers the nouns of one call: the call, its customer, its intent, its
 leases, its outcome. Log, metrics and ledger read only it, when it has ended. Each step is decided elsewhere (intake,
-accounts, dialects, keypool, attempt); this file only walks.
+accounts, dialects, keypool, attempt) and the answer is written by `answer`; this file only walks.
 """
 
 from __future__ import annotations
@@ -11,39 +11,32 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from yugong.base.clock import SECOND, to_ticks
-from yugong.base.errors import Fault, Penalty, Reach, Refusal, RefusalKind, Scope, WireFault
+from yugong.base.errors import Fault, Reach, Refusal, RefusalKind, Scope, WireFault
 from yugong.core import attempt
 from yugong.core.attempt import Action, Progress
 from yugong.core.dialects import claim
-from yugong.core.framing import Kind
 from yugong.core.keypool import buckets
-from yugong.core.keypool.buckets import Dimension
 from yugong.core.keypool.pool import Ask
 from yugong.core.keypool.spec import Lease, Shortage
-from yugong.proxy import intake
-from yugong.proxy.relay import Collector, Relay, StreamHead, answer_lines, framing_line, status_line
+from yugong.proxy import answer, intake, tunnel
 from yugong.upstream.leg import Wire
 
 if TYPE_CHECKING:
-    from aiohttp.http_parser import RawRequestMessage
     from aiohttp.streams import StreamReader
 
     from yugong.core.accounts import Grant, KeyRing
     from yugong.core.dialects.dialect import Dialect, Intent, Tap, Usage
     from yugong.core.settings import Timeouts
-    from yugong.proxy.line import Line
+    from yugong.proxy.answer import Said
+    from yugong.proxy.line import Line, Setup
     from yugong.proxy.listener import ClientProtocol
-    from yugong.upstream.connection import Head
     from yugong.upstream.leg import Attempt
 
 #: Bytes a token takes on the average of English and code (OpenAI's own rule of thumb), for reserving only.
 BYTES_A_TOKEN = 4
-#: What an answer is taken to need where the call does not say.
+#: Tokens an answer is taken to need where the call does not say.
 OUTPUT_GUESS = 512
 GONE = 499  # nginx's: the client left before its answer
-
-_JSON = b"application/json"
-_EVENTS = b"text/event-stream"
 
 
 class Exchange:
@@ -77,7 +70,6 @@ class Exchange:
         "path",
         "protocol",
         "reason",
-        "relay",
         "setup",
         "started",
         "status",
@@ -88,40 +80,35 @@ class Exchange:
 
     def __init__(self, line: Line, protocol: ClientProtocol, now: float) -> None:
         self.line = line
-        self.setup = line.setup
+        self.setup: Setup = line.setup
         self.protocol = protocol
         self.started = now
-        self.id = line.call_id()
-        self.client = protocol.client
-        self.call: intake.Call
+        self.call: intake.Call | None = None
         self.dialect: Dialect
         self.intent: Intent
-        self.grant: Grant | None = None
+        self.grant: Grant
         self.waits: Timeouts
-        self.relay: Relay | None = None
         self.tap: Tap | None = None
         self.keeps_alive = False
         #: Whether a byte of the answer has been written to the client.
         self.has_sent = False
         # What the record says.
+        self.id = line.call_id()
+        self.client = protocol.client
         self.account: str | None = None
         self.key_id: str | None = None
         self.agent: str | None = None
-        self.method = ""
-        self.path = ""
+        self.method = self.path = ""
         self.dialect_name = "openai"
         self.operation = "unread"
         self.model: str | None = None
         self.model_label = "none"
         self.is_stream = False
-        self.status = 0
         self.org: str | None = None
-        self.attempts = 0
         self.reason: str | None = None
         self.first_byte: float | None = None
         self.duration = 0.0
-        self.bytes_in = 0
-        self.bytes_out = 0
+        self.status = self.attempts = self.bytes_in = self.bytes_out = 0
         self.usage: Usage | None = None
 
     def __repr__(self) -> str:
@@ -129,192 +116,194 @@ class Exchange:
 
     # -- the line -----------------------------------------------------------------------------------------------------
 
-    async def serve(self, message: RawRequestMessage, payload: StreamReader) -> bool:
-        """Serves one call; whether the client's connection may carry another."""
+    async def serve(self, message: intake.Message, payload: StreamReader, first_data: bytes = b"") -> bool:
+        """Serves one call; whether the client's connection may carry another. `first_data` begins with the head."""
+        if message.path in answer.PROBES:
+            return answer.write_probe(self, message.path)
         self.line.observer.started()
         try:
             try:
-                self._open(message)
-                await self._take_body(payload)
-                await self._serve()
+                call = self._open(message, first_data)
+                if call.has_body:
+                    await self._take_body(call, payload)
+                self._read_intent(call)
+                if call.websocket:
+                    await tunnel.serve(self, call, message)
+                else:
+                    await self._serve(call)
             except Refusal as refusal:
-                self.refuse(refusal)
+                answer.refuse(self, refusal)
         except asyncio.CancelledError:
             self.reason = "client_gone"
             self.status = self.status or GONE
             raise
+        except ConnectionResetError:  # the client left between two steps of ours
+            self.reason = "client_gone"
+            self.status = self.status or GONE
+        except Exception as bug:
+            self._own_up(bug)
         finally:
             self._close()
         return self.keeps_alive and payload.is_eof()
 
-    def _open(self, message: RawRequestMessage) -> None:
-        """Head, customer, dialect. Nothing of the body is read before the customer is known."""
-        self.method, self.path = message.method, message.path
-        self.keeps_alive = not message.should_close and not self.line.is_draining
-        self.dialect = claim(self.method, self.path.partition("?")[0], frozenset())
-        self.agent = message.headers.get("User-Agent")
-        call = self.call = intake.read_head(message, self.setup.intake)
-        if call.header_names:
-            self.dialect = claim(call.method, call.path, frozenset(call.header_names))
-        self.dialect_name = self.dialect.name
-        if call.forwarded_for and self.setup.is_trusted(self.client):
-            self.client = call.forwarded_for.rpartition(b",")[2].strip().decode("latin-1")
-        grant = self.grant = _admit(self.setup.keys, call.presented, self.line.wall())
-        self.account, self.key_id = grant.account.id, grant.key.id
+    async def _serve(self, call: intake.Call) -> None:
+        self.line.budget.earn()
+        ask = self.ask()
+        before, after = self._wire_parts(call)
+        while True:
+            lease = await self.reserve(ask)
+            fault, said = await self._attempt(lease, before, after)
+            if fault is None:
+                return
+            if not await self.goes_on(ask, lease, fault):
+                answer.write_fault(self, fault, said)
+                return
 
     def reject(self, refusal: Refusal) -> None:
         """Answers what was no call at all: bytes that are not HTTP."""
         self.line.observer.started()
-        self.dialect = claim("GET", "/", frozenset())
-        self.refuse(refusal)
+        self.dialect = claim("GET", "/", _NO_NAMES)
+        answer.refuse(self, refusal)
         self._close()
 
-    async def _take_body(self, payload: StreamReader) -> None:
-        call = self.call
-        if call.expects_continue:
-            self.protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if call.has_body:
-            await intake.read_body(call, payload, self.setup.intake, self.line.spool)
-            self.bytes_in = call.size
+    def _own_up(self, bug: Exception) -> None:
+        """A bug of ours: told to the operator with the call's id, to the client as nothing but that id (threat 9)."""
+        self.line.report(f"bug in call {self.id}", bug)
+        self.keeps_alive = False
+        if self.has_sent:
+            self.protocol.abort_after_writes()
+        else:
+            message = f"Internal error. If it persists, tell the operator this id: {self.id}"
+            answer.refuse(self, Refusal(RefusalKind.INTERNAL, message, close=True))
+        self.reason = "bug"
 
-    async def _serve(self) -> None:
-        self._read_intent()
-        self.waits = self.setup.waits(self.method, self.call.path)
-        self.line.budget.earn()
-        ask = self._ask()
-        body = self._body()
-        head = self._wire_head(body)
-        while True:
-            lease = await self._reserve(ask)
-            fault, carried = await self._attempt(lease, head, body)
-            if carried is None and fault is None:
-                return
-            assert fault is not None
-            if not await self._goes_on(ask, lease, fault):
-                self._answer_fault(fault, carried)
-                return
+    def _close(self) -> None:
+        """The record is complete: observers are told."""
+        self.duration = self.line.leg.now() - self.started
+        if self.call is not None and self.call.spooled is not None:
+            self.call.spooled.close()
+        self.line.observer.finished(self)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _read_intent(self) -> None:
-        call = self.call
-        if call.spooled is not None:
-            looked_at: object = call.spooled.view()
-        else:
-            looked_at = intake.decoded(call, self.setup.intake.json_max) if call.content_encoding else call.body
-        intent = self.intent = self.dialect.read(call.method, call.target, call.content_type, looked_at)  # type: ignore[arg-type]
+    def _open(self, message: intake.Message, first_data: bytes) -> intake.Call:
+        """Head, dialect, customer. Nothing of the body is read before the customer is known (I6)."""
+        self.method, self.path = message.method, message.path
+        self.keeps_alive = not message.should_close and not self.line.is_draining
+        self.dialect = claim(self.method, self.path, _NO_NAMES)  # whose words a refusal of the head is in
+        fields = self.protocol.fields_of(message, first_data)
+        self.agent = fields.agent
+        call = self.call = intake.read_head(message, self.setup.intake, fields)
+        if not call.path.startswith(_PREFIXES):
+            raise Refusal(RefusalKind.NOT_FOUND, f"Invalid URL ({call.method} {call.path[:256]})")
+        if fields.names or call.path != call.target:
+            self.dialect = claim(call.method, call.path, fields.names)
+        self.dialect_name = self.dialect.name
+        if fields.forwarded_for and self.setup.is_trusted(self.client):
+            self.client = fields.forwarded_for.rpartition(b",")[2].strip().decode("latin-1")
+        grant = self.grant = _admit(self.setup.keys, fields.presented, self.line.wall())
+        self.account, self.key_id = grant.account.id, grant.key.id
+        self.waits = self.setup.waits(self.method, call.path)
+        return call
+
+    async def _take_body(self, call: intake.Call, payload: StreamReader) -> None:
+        if call.fields.expects_continue:
+            self.protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await intake.read_body(call, payload, self.setup.intake, self.line.spool)
+        self.bytes_in = call.size
+
+    def _read_intent(self, call: intake.Call) -> None:
+        fields = call.fields
+        body = call.spooled.view() if call.spooled is not None else call.body
+        if fields.content_encoding and isinstance(body, bytes):
+            body = intake.decoded(call, self.setup.intake.json_max)
+        intent = self.intent = self.dialect.read(call.method, call.target, fields.content_type, body)
         self.operation, self.model, self.is_stream = intent.operation, intent.model, intent.is_stream
-        if call.content_encoding:
+        if fields.content_encoding:
             intent.adds_usage = False  # a compressed body is passed on as it came
-        model = intent.model
-        if model is not None:
-            target = self.setup.aliases.get(model)
-            assert self.grant is not None
-            if not self.grant.allows(model):
-                raise no_model(model)
-            self.model_label = model if target is None else target
+        if intent.model is not None:
+            if not self.grant.allows(intent.model):
+                raise no_model(intent.model)
+            self.model_label = self.setup.aliases.get(intent.model, intent.model)
 
-    def _ask(self) -> Ask:
+    def ask(self) -> Ask:
+        """What the call asks of the pool."""
         intent = self.intent
-        tokens = intent.input_bytes // BYTES_A_TOKEN + (intent.max_output or OUTPUT_GUESS) if intent.model else 0
-        model = self.setup.aliases.get(intent.model, intent.model) if intent.model else None
-        return Ask(self.dialect_name, model, buckets.cost(1, tokens, 1 if intent.operation.startswith("images") else 0))
+        if intent.model is None:
+            return Ask(self.dialect_name, None, _NO_TOKENS)
+        tokens = intent.input_bytes // BYTES_A_TOKEN + (intent.max_output or OUTPUT_GUESS)
+        images = 1 if intent.operation.startswith("images") else 0
+        return Ask(self.dialect_name, self.model_label, buckets.cost(1, tokens, images))
 
-    def _body(self) -> bytes:
-        call, intent = self.call, self.intent
-        if call.spooled is not None or not call.has_body or call.content_encoding:
+    def _wire_parts(self, call: intake.Call) -> tuple[bytes, bytes]:
+        """The wire before and after what the org puts in (host and credentials)."""
+        body = self._body(call)
+        path = self.dialect.upstream_path(call.target)
+        size = call.spooled.size if call.spooled is not None else len(body)
+        length = b"Content-Length: %d\r\n" % size if size or call.has_body or call.method in _WITH_BODY else b""
+        before = f"{call.method} {path} HTTP/1.1\r\nHost: ".encode("latin-1")
+        return before, b"%bAccept-Encoding: identity\r\n%b\r\n%b" % (call.fields.joined, length, body)
+
+    def _body(self, call: intake.Call) -> bytes:
+        """What goes upstream of a body in memory: the client's own bytes, unless a word must be put in."""
+        intent = self.intent
+        is_renamed = intent.model is not None and intent.model != self.model_label
+        if not (intent.adds_usage or is_renamed) or call.spooled is not None or call.fields.content_encoding:
             return call.body
-        target = self.setup.aliases.get(intent.model, intent.model) if intent.model else None
-        if not intent.adds_usage and target == intent.model:
-            return call.body
-        prepared = self.dialect.prepare(intent, call.body, target)
+        prepared = self.dialect.prepare(intent, call.body, self.model_label if intent.model is not None else None)
         assert isinstance(prepared, bytes)
         return prepared
 
-    def _wire_head(self, body: bytes) -> tuple[bytes, bytes]:
-        """The wire's head before and after what the org puts in (host and credentials)."""
-        call = self.call
-        path = self.dialect.upstream_path(call.target)
-        size = call.spooled.size if call.spooled is not None else len(body)
-        length = b"Content-Length: %d\r\n" % size if call.has_body or size else b""
-        if not length and call.method in ("POST", "PUT", "PATCH"):
-            length = b"Content-Length: 0\r\n"
-        first = f"{call.method} {path} HTTP/1.1\r\nHost: ".encode("latin-1")
-        return first, b"%bAccept-Encoding: identity\r\n%b\r\n" % (b"".join(call.lines), length)
-
     # -- an attempt ---------------------------------------------------------------------------------------------------
 
-    async def _reserve(self, ask: Ask) -> Lease:
-        """A lease, waiting for room if need be. Raises `Refusal`."""
-        line = self.line
-        loop = self.protocol.loop
-        wait = self._patience()
-        patience = min(self.started + wait, self.started + self.waits.total)
-        while True:
-            now = loop.time()
-            found = self.setup.pool.reserve(ask, int(now * SECOND))
-            if isinstance(found, Lease):
-                return found
+    async def reserve(self, ask: Ask) -> Lease:
+        """A lease, as soon as there is room. Raises `Refusal`."""
+        pool, now = self.setup.pool, self.line.leg.now
+        found = pool.reserve(ask, int(now() * SECOND))
+        if isinstance(found, Lease):
+            return found
+        patience = self.started + min(self._patience(), self.waits.total)
+        while isinstance(found, Shortage):
             if found.why == "avoided":  # all have been asked once: other keys, then the same again
-                if ask.avoid_orgs:
-                    ask.avoid_orgs.clear()
-                else:
-                    ask.avoid_keys.clear()
-                continue
-            if found.why != "full" or found.until > patience * SECOND:
-                line.observer.refusal(found.why)
-                raise self._no_room(found, now)
-            await asyncio.sleep(max(found.until / SECOND - now, 0.001))
+                (ask.avoid_orgs or ask.avoid_keys).clear()
+            elif found.why == "full" and found.until <= patience * SECOND:
+                await asyncio.sleep(max(found.until / SECOND - now(), 0.001))
+            else:
+                raise _no_room(found, now(), self.model)
+            found = pool.reserve(ask, int(now() * SECOND))
+        return found
 
     def _patience(self) -> float:
         """Seconds the call may wait for room: its own word, its account's, the settings'."""
-        assert self.grant is not None
-        for seconds in (self.call.max_wait, self.grant.account.max_wait):
+        assert self.call is not None
+        for seconds in (self.call.fields.max_wait, self.grant.account.max_wait):
             if seconds is not None:
                 return seconds
         return self.setup.max_wait
 
-    def _no_room(self, shortage: Shortage, now: float) -> Refusal:
-        wait = max(shortage.until / SECOND - now, 1.0) if shortage.until < buckets.NEVER else None
-        if shortage.why == "no_org":
-            return no_model(self.intent.model)
-        if shortage.why == "too_large":
-            return Refusal(
-                RefusalKind.RATE_LIMITED, "Request too large: no organization here has a limit that it fits under."
-            )
-        if shortage.why == "full":
-            message = "The upstream organizations have no room for this call at the moment. Please try again later."
-            return Refusal(RefusalKind.NO_ROOM, message, retry_after=wait)
-        message = "No upstream is available for this call at the moment. Please try again later."
-        return Refusal(RefusalKind.NO_UPSTREAM, message, retry_after=wait)
-
-    async def _attempt(
-        self, lease: Lease, head: tuple[bytes, bytes], body: bytes
-    ) -> tuple[Fault | None, _Carried | None]:
-        """One attempt: (None, None) when the client has its answer, else the fault and what upstream said with it."""
-        line, org = self.line, lease.place.org
-        way = self.setup.ways[org.spec.name]
-        self.attempts += 1
+    async def _attempt(self, lease: Lease, before: bytes, after: bytes) -> tuple[Fault | None, Said | None]:
+        """One attempt: no fault when the client has its answer; else also what upstream said with it."""
+        line, setup, call = self.line, self.setup, self.call
+        assert call is not None
+        org = lease.place.org
         self.org = org.spec.name
-        lines = self.setup.credentials(org, lease.key, self.dialect)
-        wire = Wire(
-            self.call.method,
-            b"%b%b\r\n%b%b" % (head[0], way.authority, lines, head[1]),
-            body,
-            self.waits,
-            self.started + self.waits.total,
-        )
-        if self.call.spooled is not None:
-            wire.more = self.call.spooled.pieces()
-        sent_at = line.leg.now()
+        self.attempts += 1
+        way = setup.ways[self.org]
+        start = b"%b%b\r\n%b%b" % (before, way.authority, setup.credentials(org, lease.key, self.dialect), after)
+        wire = Wire(self.method, start, setup.reader, self.waits, self.started + self.waits.total)
+        if call.spooled is not None:
+            wire.more = call.spooled.pieces()
         going: Attempt | None = None
         fault: Fault | None = None
-        carried: _Carried | None = None
+        said: Said | None = None
         first_byte: float | None = None
+        sent_at = line.leg.now()
         try:
             going = await line.leg.send(way.origin, wire)
             first_byte = line.leg.now() - sent_at
-            fault, carried = await self._take_answer(lease, going)
+            if going.head.has_limits:
+                self._learn(lease, going)
+            fault, said = await answer.take(self, going)
         except WireFault as broken:
             fault = broken.to_fault()
         except asyncio.CancelledError:
@@ -322,208 +311,52 @@ class Exchange:
             raise
         finally:
             if going is not None:
-                if going.connection.is_done:
-                    line.leg.finish(going)
-                else:
-                    line.leg.drop(going)
-            self._settle(lease, fault, first_byte)
-        return fault, carried
+                line.leg.finish(going)
+            self.settle(lease, fault, first_byte)
+        return fault, said
 
-    def _settle(self, lease: Lease, fault: Fault | None, first_byte: float | None) -> None:
-        """The pool hears of the attempt, observers too."""
-        pool, observer = self.setup.pool, self.line.observer
+    def _learn(self, lease: Lease, going: Attempt) -> None:
+        pool, head = self.setup.pool, going.head
         now = to_ticks(self.line.leg.now())
-        if fault is None:
-            observer.attempt(lease.place.org.spec.name, "ok")
-        else:
-            observer.attempt(lease.place.org.spec.name, fault.kind)
-            observer.fault(fault.scope.value, fault.kind)
-        pool.note(lease, fault, now)
-        pool.release(lease, now, first_byte, fault is None or fault.reach is not Reach.UNSENT)
-
-    async def _take_answer(self, lease: Lease, going: Attempt) -> tuple[Fault | None, _Carried | None]:
-        """Looks at the answer's head and passes it on, or says what is wrong with it."""
-        head = going.head
-        self._learn(lease, head)
-        kind = head.get(b"content-type")
-        if head.status >= 400 or kind.startswith(b"text/html"):
-            return await self._judge(going, head)
-        self.tap = self.dialect.tap(self.intent, head.status, kind)
-        if kind.startswith(_EVENTS):
-            return await self._relay_stream(going, head)
-        if kind.startswith(_JSON) and head.status < 300 and head.kind is not Kind.NONE:
-            return await self._relay_whole(going, head)
-        return await self._relay(going, head, [])
-
-    def _learn(self, lease: Lease, head: Head) -> None:
-        has_limits = self.dialect.has_limits
-        if not any(has_limits(name) for name, _ in head.headers):
+        if head.status < 400 and not pool.is_worth_learning(lease, now):
             return
-        now = to_ticks(self.line.leg.now())
-        for report in self.dialect.limits(head.headers):
+        for report in self.dialect.limits(head.pairs()):
             dimension = _DIMENSIONS.get(report.dimension)
             if dimension is not None:
-                self.setup.pool.learn(lease, dimension, report.limit, report.remaining, now)
+                pool.learn(lease, dimension, report.limit, report.remaining, now)
 
-    async def _judge(self, going: Attempt, head: Head) -> tuple[Fault | None, _Carried | None]:
-        """An answer that is an error, or a page that is no answer."""
-        body = await self._collect(going)
-        fault = self.dialect.judge(head.status, head.headers, body)
-        if fault is not None:
-            return fault, _Carried(head, body)
-        self.tap = self.dialect.tap(self.intent, head.status, head.get(b"content-type"))
-        self._write_whole(head, body)
-        return None, None
-
-    async def _collect(self, going: Attempt) -> bytes:
-        """A body up to what is kept in memory; the rest of a larger one is not read."""
-        if going.connection.is_done:
-            return going.connection.take_early()
-        collector = Collector(going.connection, self.protocol.loop)
-        await collector.wait()
-        return b"".join(collector.pieces)
-
-    # -- passing on ---------------------------------------------------------------------------------------------------
-
-    async def _relay_whole(self, going: Attempt, head: Head) -> tuple[Fault | None, _Carried | None]:
-        """A JSON answer: kept until it is whole, so that a truncated one is tried again instead of passed on."""
-        connection = going.connection
-        if connection.is_done:
-            body = connection.take_early()
+    def settle(self, lease: Lease, fault: Fault | None, first_byte: float | None) -> None:
+        """The pool hears of the attempt, observers too."""
+        pool, observer = self.setup.pool, self.line.observer
+        now = int(self.line.leg.now() * SECOND)
+        name = lease.place.org.spec.name
+        pool.note(lease, fault, now)
+        if fault is None:
+            observer.attempt(name, "ok")
+            pool.release(lease, now, first_byte, was_sent=True)
         else:
-            collector = Collector(connection, self.protocol.loop)
-            if not await collector.wait():
-                return await self._relay(going, head, collector.pieces)
-            body = b"".join(collector.pieces)
-        assert self.tap is not None
-        self.tap.feed(body)
-        if not self.tap.is_complete():
-            detail = f"a 200 of {len(body)} bytes that is not JSON"
-            return Fault(
-                "malformed", Scope.ORIGIN, status=200, penalty=Penalty.COUNT, reach=Reach.PARTIAL, detail=detail
-            ), None
-        self._write_whole(head, body)
-        return None, None
+            observer.attempt(name, fault.kind)
+            observer.fault(fault.scope.value, fault.kind)
+            pool.release(lease, now, first_byte, was_sent=fault.reach is not Reach.UNSENT)
 
-    async def _relay_stream(self, going: Attempt, head: Head) -> tuple[Fault | None, _Carried | None]:
-        """An event stream: its first event is held until it is content, so that an error there is still tried again."""
-        opening = StreamHead(going.connection, self.dialect, self.protocol.loop)
-        fault = await opening.wait(self.setup.hold_first_event)
-        if fault is not None:
-            return fault, _Carried(head, b"".join(opening.pieces))
-        self.line.observer.stream_opened()
-        try:
-            return await self._relay(going, head, opening.pieces)
-        finally:
-            self.line.observer.stream_closed()
-
-    async def _relay(self, going: Attempt, head: Head, early: list[bytes]) -> tuple[Fault | None, _Carried | None]:
-        """From here on bytes reach the client: whatever breaks is ended honestly (I2, I3)."""
-        tap = self.tap
-        assert tap is not None
-        connection = going.connection
-        framing, is_chunked, must_close = framing_line(head, tap, self.call.version)
-        if must_close:
-            self.keeps_alive = False
-        relay = self.relay = Relay(self.protocol.client_transport(), tap, connection)
-        first = self._answer_head(head, framing)
-        self.has_sent = True
-        self.status = head.status
-        self.first_byte = self.line.leg.now() - self.started
-        self.protocol.relay = relay
-        try:
-            broken = await relay.run(first, is_chunked, early)
-        finally:
-            self.protocol.relay = None
-            self.bytes_out = relay.bytes_out
-            self.usage = tap.usage()
-        is_events = head.get(b"content-type").startswith(_EVENTS)
-        if broken is None and (not is_events or tap.is_complete() or tap.has_failed()):
-            relay.end()
-            return None, None
-        fault = broken.to_fault() if broken is not None else _cut_short()
-        self._break(relay, fault, is_events=is_events)
-        return None, None
-
-    def _break(self, relay: Relay, fault: Fault, *, is_events: bool) -> None:
-        """The client has bytes and no more come: an error event and an end, or a closed connection (I3)."""
-        self.reason = fault.kind
-        self.keeps_alive = False
-        self.line.observer.broken(fault.kind)
-        if is_events:
-            refusal = Refusal(RefusalKind.BAD_UPSTREAM, "The upstream broke off in the middle of this answer.")
-            relay.on_rest(self.dialect.stream_error(refusal, self.intent))
-            relay.end()
-        else:
-            self.protocol.abort_after_writes()
-
-    def _write_whole(self, head: Head, body: bytes) -> None:
-        """Head and body in one write."""
-        self.status = head.status
-        self.has_sent = True
-        self.first_byte = self.line.leg.now() - self.started
-        self.bytes_out = len(body)
-        if self.tap is not None:
-            self.usage = self.tap.usage()
-        if head.kind is Kind.NONE:
-            framing = framing_line(head, self.tap, self.call.version)[0] if self.tap is not None else b""
-        else:
-            framing = b"Content-Length: %d\r\n" % len(body)
-        self.protocol.write(self._answer_head(head, framing) + body)
-
-    def _answer_head(self, head: Head, framing: bytes) -> bytes:
-        lines = answer_lines(head, self.setup.to_client)
-        if head.status in _LINKING or any(name == b"link" for name, _ in head.headers):
-            lines.extend(self._links_home(head))
-        return b"".join(
-            (
-                status_line(head.status),
-                *lines,
-                self.setup.extra_lines,
-                framing,
-                b"" if self.keeps_alive else _CLOSE,
-                b"\r\n",
-            )
-        )
-
-    def _links_home(self, head: Head) -> list[bytes]:
-        """`Location` and `Link` that name the origin come to name us, by the name the client called."""
-        assert self.org is not None
-        base = self.setup.ways[self.org].base
-        host = self.call.host or b"localhost"
-        ours = (b"https://" if self.protocol.is_secure(self) else b"http://") + host
-        return [
-            b"%b: %b\r\n" % (name, value.replace(base, ours))
-            for name, value in head.headers
-            if name in (b"location", b"link")
-        ]
-
-    # -- going on or giving up ----------------------------------------------------------------------------------------
-
-    async def _goes_on(self, ask: Ask, lease: Lease, fault: Fault) -> bool:
+    async def goes_on(self, ask: Ask, lease: Lease, fault: Fault) -> bool:
         """Whether another attempt follows; waits what must be waited before it."""
         setup, line = self.setup, self.line
         now = line.leg.now()
-        ask.avoid_orgs.add(lease.place.org.spec.name)
-        if fault.scope is Scope.KEY:
-            ask.avoid_keys.add(lease.key.row)
-            if len(lease.place.org.keys) > 1:
-                ask.avoid_orgs.discard(lease.place.org.spec.name)
-        verdict = attempt.judge(
-            fault,
-            Progress(
-                tries=self.attempts,
-                max_tries=setup.max_tries,
-                has_budget=line.budget.can_spend(now),
-                time_left=self.started + self.waits.total - now,
-                has_sent_bytes=self.has_sent,
-                is_repeatable=self.intent.is_repeatable,
-                has_alternative=setup.pool.has_other(ask),
-                spread=line.rng(),
-            ),
+        _avoid(ask, lease, fault)
+        progress = Progress(
+            tries=self.attempts,
+            max_tries=setup.max_tries,
+            has_budget=line.budget.can_spend(now),
+            time_left=self.started + self.waits.total - now,
+            has_sent_bytes=self.has_sent,
+            is_repeatable=self.intent.is_repeatable,
+            has_alternative=setup.pool.has_other(ask),
+            spread=line.rng(),
         )
-        self.reason = f"{fault.kind}: {verdict.reason}"
+        verdict = attempt.judge(fault, progress)
         if verdict.action is not Action.AGAIN:
+            self.reason = f"{fault.kind}: {verdict.reason}"
             return False
         if not attempt.is_routing(fault):
             line.budget.spend()
@@ -532,79 +365,26 @@ class Exchange:
             await asyncio.sleep(verdict.delay)
         return True
 
-    def _answer_fault(self, fault: Fault, carried: _Carried | None) -> None:
-        """The last upstream error, cleaned; or our own words where upstream said nothing."""
-        if fault.scope is not Scope.CALLER:
-            self.reason = fault.kind
-        if carried is None or carried.head.status < 400:
-            kind = RefusalKind.UPSTREAM_TIMEOUT if fault.kind.endswith("_timeout") else RefusalKind.BAD_UPSTREAM
-            message = "The upstream did not answer this call properly. Please try again later."
-            self.refuse(Refusal(kind, message, retry_after=fault.wait), is_spent=True)
-            return
-        head = carried.head
-        body = self.dialect.refuse_fault(fault, carried.body)
-        lines = answer_lines(head, self.setup.to_client)
-        if body != carried.body and not head.get(b"content-type").startswith(_JSON):
-            lines = [line for line in lines if not line.startswith(b"content-type:")]
-            lines.append(b"content-type: application/json\r\n")
-        if fault.scope is not Scope.CALLER:
-            lines.append(b"x-should-retry: false\r\n")
-        self._write_answer(head.status, lines, body)
 
-    def refuse(self, refusal: Refusal, *, is_spent: bool = False) -> None:
-        """Our own answer, in the dialect's words."""
-        self.reason = self.reason or refusal.kind.code
-        if not is_spent:
-            self.line.observer.refusal(refusal.kind.code)
-        if refusal.close:
-            self.keeps_alive = False
-        status, headers, body = self.dialect.refuse(refusal, self.id)
-        lines = [b"%b: %b\r\n" % item for item in headers]
-        if is_spent:
-            lines.append(b"x-should-retry: false\r\n")
-        self._write_answer(status, lines, body)
-
-    def _write_answer(self, status: int, lines: list[bytes], body: bytes) -> None:
-        assert not self.has_sent
-        self.has_sent = True
-        self.status = status
-        self.first_byte = self.line.leg.now() - self.started
-        self.bytes_out = len(body)
-        end = b"Content-Length: %d\r\n%b\r\n" % (len(body), b"" if self.keeps_alive else _CLOSE)
-        if self.method == "HEAD":
-            body = b""
-        self.protocol.write(b"".join((status_line(status), *lines, self.setup.extra_lines, end, body)))
-
-    def _close(self) -> None:
-        """The record is complete: observers are told."""
-        self.duration = self.line.leg.now() - self.started
-        call = getattr(self, "call", None)
-        if call is not None and call.spooled is not None:
-            call.spooled.close()
-        self.line.observer.finished(self)
-
-
-class _Carried:
-    """What upstream said with a fault: it may have to be said to the client."""
-
-    __slots__ = ("body", "head")
-
-    def __init__(self, head: Head, body: bytes) -> None:
-        self.head = head
-        self.body = body
-
-
-_CLOSE = b"Connection: close\r\n"
-_LINKING = frozenset({201, 202, 301, 302, 303, 307, 308})
+#: Where APIs are. Whatever a dialect does not know there is forwarded all the same.
+_PREFIXES = ("/v1/", "/openai/v1/")
+_NO_NAMES: frozenset[bytes] = frozenset()
+_NO_TOKENS = buckets.cost(1, 0)
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _DIMENSIONS = {
-    "requests": Dimension.REQUESTS_MINUTE,
-    "tokens": Dimension.TOKENS_MINUTE,
-    "images": Dimension.IMAGES_MINUTE,
+    "requests": buckets.Dimension.REQUESTS_MINUTE,
+    "tokens": buckets.Dimension.TOKENS_MINUTE,
+    "images": buckets.Dimension.IMAGES_MINUTE,
 }
 
 
-def _cut_short() -> Fault:
-    return Fault("truncated", Scope.ORIGIN, status=200, penalty=Penalty.COUNT, reach=Reach.PARTIAL)
+def _avoid(ask: Ask, lease: Lease, fault: Fault) -> None:
+    """The next attempt goes to another org; to another key of the same where the fault is the key's alone."""
+    if fault.scope is Scope.KEY:
+        ask.avoid_keys.add(lease.key.row)
+        if len(lease.place.org.keys) > 1:
+            return
+    ask.avoid_orgs.add(lease.place.org.spec.name)
 
 
 def _admit(keys: KeyRing, presented: bytes | None, now: float) -> Grant:
@@ -628,3 +408,21 @@ def no_model(model: str | None) -> Refusal:
     """The refusal of a model that this customer cannot have, whether it exists or not."""
     message = f"The model `{(model or '')[:256]}` does not exist or you do not have access to it."
     return Refusal(RefusalKind.UNKNOWN_MODEL, message, param="model")
+
+
+_TRY_LATER = "Please try again later."
+
+
+def _no_room(shortage: Shortage, now: float, model: str | None) -> Refusal:
+    """Why nobody can take the call, in words for the client."""
+    wait = max(shortage.until / SECOND - now, 1.0) if shortage.until < buckets.NEVER else None
+    if shortage.why == "no_org":
+        return no_model(model)
+    if shortage.why == "too_large":
+        message = "Request too large: it fits under no organization's limit here."
+        return Refusal(RefusalKind.RATE_LIMITED, message)
+    if shortage.why == "full":
+        message = f"The upstream organizations have no room for this call at the moment. {_TRY_LATER}"
+        return Refusal(RefusalKind.NO_ROOM, message, retry_after=wait)
+    message = f"No upstream is available for this call at the moment. {_TRY_LATER}"
+    return Refusal(RefusalKind.NO_UPSTREAM, message, retry_after=wait)

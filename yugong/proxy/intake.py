@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from yugong.base.errors import Refusal, RefusalKind
 from yugong.base.headers import HOP_BY_HOP, NOT_UPSTREAM
 
 if TYPE_CHECKING:
-    from aiohttp.http_parser import RawRequestMessage
     from aiohttp.streams import StreamReader
 
     from yugong.core.settings import Intake
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     _ENCODING,
     _EXPECT,
     _TELLING,
-) = range(1, 13)
+    _AGENT,
+) = range(1, 14)
 _FATES: dict[bytes, int] = {
     **dict.fromkeys(HOP_BY_HOP | NOT_UPSTREAM, _DROP),
     b"authorization": _BEARER,
@@ -53,6 +54,7 @@ _FATES: dict[bytes, int] = {
     b"expect": _EXPECT,
     b"anthropic-version": _TELLING,
     b"anthropic-beta": _TELLING,
+    b"user-agent": _AGENT,
 }
 
 _HOST_FORM = re.compile(rb"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
@@ -63,6 +65,34 @@ _BAD_PATH = re.compile(
 )
 _KNOWN_MAX = 4096
 _WS_KEY = b"openai-insecure-api-key."
+
+
+class Message(Protocol):
+    """A request's head as aiohttp's C parser gives it (its Python twin has another type)."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def version(self) -> tuple[int, int]: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]: ...
+
+    @property
+    def should_close(self) -> bool: ...
+
+    @property
+    def upgrade(self) -> bool: ...
+
+    @property
+    def chunked(self) -> bool: ...
 
 
 class Known:
@@ -95,53 +125,62 @@ _HOSTS = Known(_HOST_FORM, is_allowed=True)
 _PATHS = Known(_BAD_PATH, is_allowed=False)
 
 
-class Call:
-    """A client's request as taken in. Header names and values are raw bytes in the order they came."""
+class Fields:
+    """What the header fields of a request say. Made once for equal fields of one connection, then only read."""
 
     __slots__ = (
-        "body",
+        "agent",
         "content_encoding",
         "content_type",
         "expects_continue",
         "forwarded_for",
-        "has_body",
-        "header_names",
         "host",
+        "is_json",
+        "joined",
         "lines",
         "max_wait",
-        "method",
-        "path",
+        "names",
         "presented",
         "protocols",
-        "query",
-        "size",
-        "spooled",
-        "target",
-        "version",
-        "websocket",
     )
 
-    def __init__(self, method: str, target: str, version: tuple[int, int]) -> None:
-        self.method = method
-        #: Raw path with query, as it came.
-        self.target = target
-        self.path, _, self.query = target.partition("?")
-        self.version = version
-        self.host = b""
+    def __init__(self) -> None:
         #: Headers that go upstream, as `name: value` CRLF lines.
         self.lines: list[bytes] = []
+        #: The same in one piece.
+        self.joined = b""
         #: Lower-case names of those headers by which dialects tell their calls.
-        self.header_names: set[bytes] = set()
+        self.names: frozenset[bytes] = frozenset()
+        self.host = b""
         #: The customer key as presented.
         self.presented: bytes | None = None
         self.content_type = b""
+        self.is_json = False
         self.content_encoding = b""
         self.max_wait: float | None = None
         self.forwarded_for = b""
         #: Subprotocols asked for, without the one that carried a key.
         self.protocols: list[bytes] = []
-        self.websocket = False
         self.expects_continue = False
+        self.agent: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Fields {len(self.lines)} lines, {self.content_type!r}>"
+
+
+class Call:
+    """A client's request as taken in."""
+
+    __slots__ = ("body", "fields", "has_body", "method", "path", "size", "spooled", "target", "version", "websocket")
+
+    def __init__(self, method: str, target: str, version: tuple[int, int], fields: Fields) -> None:
+        self.method = method
+        #: Raw path with query, as it came.
+        self.target = target
+        self.path = target.partition("?")[0] if "?" in target else target
+        self.version = version
+        self.fields = fields
+        self.websocket = False
         self.has_body = False
         self.body: bytes = b""
         self.spooled: Spooled | None = None
@@ -153,63 +192,91 @@ class Call:
         return f"<Call {self.method} {self.path} {self.size}B in {where}>"
 
 
-def read_head(message: RawRequestMessage, limits: Intake) -> Call:
-    """The call's head. Raises `Refusal` (MALFORMED, TOO_LARGE, HEADERS_TOO_LARGE)."""
-    call = Call(message.method, message.path, message.version)
+def read_head(message: Message, limits: Intake, fields: Fields) -> Call:
+    """The call's head. Raises `Refusal` (MALFORMED, TOO_LARGE)."""
+    call = Call(message.method, message.path, message.version, fields)
     if not call.target.startswith("/"):
         raise _malformed("the request target must be a path")  # absolute form changes the authority (threat 26)
-    if not _PATHS.has(call.path) or (call.query and not _is_clean(call.query)):
+    if not _PATHS.has(call.path) or (len(call.path) != len(call.target) and not _is_clean(call.target)):
         raise _malformed("the path is ambiguous")
-    _sort_headers(call, message.raw_headers)
-    if not call.host and call.version >= (1, 1):
+    if not fields.host and call.version >= (1, 1):
         raise _malformed("the Host header is missing")
     length = message.headers.get("Content-Length")
-    if length is not None and (not length.isdigit() or int(length) > limits.body_max):
-        raise too_large(limits.body_max)
-    call.has_body = bool(message.chunked) or (length is not None and length != "0")
-    call.websocket = bool(message.upgrade) and message.headers.get("Upgrade", "").lower() == "websocket"
+    if length is not None:
+        if not length.isdigit() or len(length) > 18 or int(length) > limits.body_max:
+            raise too_large(limits.body_max)
+        call.has_body = length != "0"
+    elif message.chunked:
+        call.has_body = True
+    if message.upgrade:
+        call.websocket = message.headers.get("Upgrade", "").lower() == "websocket"
     return call
 
 
-def _is_clean(query: str) -> bool:
-    return query.isascii() and query.isprintable() and " " not in query and "#" not in query
+def _is_clean(target: str) -> bool:
+    return target.isascii() and target.isprintable() and " " not in target and "#" not in target
 
 
-def _sort_headers(call: Call, raw_headers: tuple[tuple[bytes, bytes], ...]) -> None:
-    lines = call.lines
-    fates = _FATES
+def block_of(data: bytes, message: Message) -> bytes:
+    """The header fields of `message`, whose head begins `data`, but for its Content-Length; empty if it is not whole.
+
+    Equal blocks have equal fields: a kept-alive client repeats itself to the byte, and comparing costs a tenth of
+    sorting anew. That `data` really begins with this head, and not in the middle of one sent in pieces, is checked by
+    the request line and the number of fields.
+    """
+    start = data.find(b"\r\n")
+    end = data.find(b"\r\n\r\n", start)
+    if end <= start or not data.startswith(f"{message.method} {message.path} HTTP/".encode("utf-8", "surrogateescape")):
+        return b""
+    block = data[start : end + 2]
+    if block.count(b"\n") != len(message.raw_headers) + 1:
+        return b""
+    at = block.find(b"\r\nContent-Length: ")
+    if at < 0:
+        at = block.find(b"\r\ncontent-length: ")
+        if at < 0:
+            return block
+    return block[:at] + block[block.find(b"\r\n", at + 2) :]
+
+
+def sort_fields(raw_headers: tuple[tuple[bytes, bytes], ...]) -> Fields:
+    """What the header fields say. Raises `Refusal` (MALFORMED, INVALID_KEY)."""
+    fields = Fields()
     special: list[tuple[int, bytes, bytes]] = []
     for name, value in raw_headers:
-        fate = fates.get(name) or fates.get(name.lower())
+        fate = _FATES.get(name) or _FATES.get(name.lower())
         if fate is None:
-            lines.append(b"%b: %b\r\n" % (name, value))
+            fields.lines.append(b"%b: %b\r\n" % (name, value))
         elif fate != _DROP:
             special.append((fate, name, value))
     for fate, name, value in special:
-        _HANDLERS[fate](call, name, value)
+        _HANDLERS[fate](fields, name, value)
+    fields.joined = b"".join(fields.lines)
+    fields.is_json = b"json" in fields.content_type
+    return fields
 
 
-def _take_bearer(call: Call, name: bytes, value: bytes) -> None:
+def _take_bearer(fields: Fields, name: bytes, value: bytes) -> None:
     scheme, _, token = value.partition(b" ")
     token = token.strip()
     if scheme.lower() != b"bearer" or not token:
         raise Refusal(RefusalKind.INVALID_KEY, "The Authorization header must be: Bearer YOUR_KEY")
-    _present(call, token)
+    _present(fields, token)
 
 
-def _take_key(call: Call, name: bytes, value: bytes) -> None:
-    call.header_names.add(name.lower())
+def _take_key(fields: Fields, name: bytes, value: bytes) -> None:
+    fields.names |= {name.lower()}
     if value:
-        _present(call, value)
+        _present(fields, value)
 
 
-def _present(call: Call, key: bytes) -> None:
-    if call.presented is not None and call.presented != key:
+def _present(fields: Fields, key: bytes) -> None:
+    if fields.presented is not None and fields.presented != key:
         raise _malformed("more than one API key was sent")
-    call.presented = key
+    fields.presented = key
 
 
-def _take_connection(call: Call, name: bytes, value: bytes) -> None:
+def _take_connection(fields: Fields, name: bytes, value: bytes) -> None:
     """Names that `Connection` lists end here (threat 41)."""
     for token in value.lower().split(b","):
         listed = token.strip()
@@ -217,62 +284,67 @@ def _take_connection(call: Call, name: bytes, value: bytes) -> None:
             continue
         if listed in (b"authorization", b"host", b"content-type", b"content-length"):
             raise _malformed("Connection lists a header that must not be dropped")
-        call.lines = [line for line in call.lines if line.partition(b":")[0].lower() != listed]
+        fields.lines = [line for line in fields.lines if line.partition(b":")[0].lower() != listed]
 
 
-def _take_host(call: Call, name: bytes, value: bytes) -> None:
-    if call.host or not _HOSTS.has(value):
+def _take_host(fields: Fields, name: bytes, value: bytes) -> None:
+    if fields.host or not _HOSTS.has(value):
         raise _malformed("the Host header is malformed or repeated")
-    call.host = value
+    fields.host = value
 
 
-def _take_type(call: Call, name: bytes, value: bytes) -> None:
-    if call.content_type:
+def _take_type(fields: Fields, name: bytes, value: bytes) -> None:
+    if fields.content_type:
         raise _malformed("the Content-Type header is repeated")
-    call.content_type = value
-    call.lines.append(b"%b: %b\r\n" % (name, value))
+    fields.content_type = value
+    fields.lines.append(b"%b: %b\r\n" % (name, value))
 
 
-def _take_encoding(call: Call, name: bytes, value: bytes) -> None:
-    if call.content_encoding:
+def _take_encoding(fields: Fields, name: bytes, value: bytes) -> None:
+    if fields.content_encoding:
         raise _malformed("the Content-Encoding header is repeated")
-    call.content_encoding = value.strip().lower()
-    call.lines.append(b"%b: %b\r\n" % (name, value))
+    fields.content_encoding = value.strip().lower()
+    fields.lines.append(b"%b: %b\r\n" % (name, value))
 
 
-def _take_protocols(call: Call, name: bytes, value: bytes) -> None:
+def _take_protocols(fields: Fields, name: bytes, value: bytes) -> None:
     for token in value.split(b","):
         protocol = token.strip()
         if protocol.startswith(_WS_KEY):
-            _present(call, protocol[len(_WS_KEY) :])
+            _present(fields, protocol[len(_WS_KEY) :])
         elif protocol:
-            call.protocols.append(protocol)
+            fields.protocols.append(protocol)
 
 
-def _take_wait(call: Call, name: bytes, value: bytes) -> None:
+def _take_wait(fields: Fields, name: bytes, value: bytes) -> None:
     try:
         seconds = float(value)
     except ValueError:
         raise _malformed("x-yugong-max-wait takes a number of seconds") from None
     if not 0 <= seconds <= 86_400:
         raise _malformed("x-yugong-max-wait takes a number of seconds from 0 to 86400")
-    call.max_wait = seconds
+    fields.max_wait = seconds
 
 
-def _take_forwarded(call: Call, name: bytes, value: bytes) -> None:
-    call.forwarded_for = call.forwarded_for + b"," + value if call.forwarded_for else value
+def _take_forwarded(fields: Fields, name: bytes, value: bytes) -> None:
+    fields.forwarded_for = fields.forwarded_for + b"," + value if fields.forwarded_for else value
 
 
-def _take_telling(call: Call, name: bytes, value: bytes) -> None:
+def _take_telling(fields: Fields, name: bytes, value: bytes) -> None:
     """A header whose presence tells one dialect from another."""
-    call.header_names.add(name.lower())
-    call.lines.append(b"%b: %b\r\n" % (name, value))
+    fields.names |= {name.lower()}
+    fields.lines.append(b"%b: %b\r\n" % (name, value))
 
 
-def _take_expect(call: Call, name: bytes, value: bytes) -> None:
+def _take_agent(fields: Fields, name: bytes, value: bytes) -> None:
+    fields.agent = value.decode("latin-1")
+    fields.lines.append(b"%b: %b\r\n" % (name, value))
+
+
+def _take_expect(fields: Fields, name: bytes, value: bytes) -> None:
     if value.lower() != b"100-continue":
         raise _malformed("the only expectation known is 100-continue")
-    call.expects_continue = True
+    fields.expects_continue = True
 
 
 _HANDLERS = {
@@ -287,6 +359,7 @@ _HANDLERS = {
     _FORWARDED: _take_forwarded,
     _EXPECT: _take_expect,
     _TELLING: _take_telling,
+    _AGENT: _take_agent,
 }
 
 
@@ -297,15 +370,20 @@ async def read_body(call: Call, payload: StreamReader, limits: Intake, spool: Sp
         call.size = len(call.body)
     else:
         await _read_slowly(call, payload, limits, spool)
-    is_json = b"json" in call.content_type
-    if call.size > (limits.json_max if is_json else limits.body_max):
-        raise too_large(limits.json_max if is_json else limits.body_max)
+    most = most_bytes(call, limits)
+    if call.size > most:
+        raise too_large(most)
+
+
+def most_bytes(call: Call, limits: Intake) -> int:
+    """Bytes this call's body may have."""
+    return min(limits.json_max, limits.body_max) if call.fields.is_json else limits.body_max
 
 
 async def _read_slowly(call: Call, payload: StreamReader, limits: Intake, spool: Spool) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    most = limits.json_max if b"json" in call.content_type else limits.body_max
+    most = most_bytes(call, limits)
     pieces: list[bytes] = []
     held = 0
     while not (payload.is_eof() and payload.at_eof()):
@@ -345,9 +423,9 @@ def decoded(call: Call, limit: int) -> bytes:
 
     Raises `Refusal`: TOO_LARGE past `limit` decoded bytes (threat 47), MALFORMED for a coding unknown or broken.
     """
-    if call.content_encoding in (b"", b"identity"):
+    if call.fields.content_encoding in (b"", b"identity"):
         return call.body
-    if call.content_encoding not in (b"gzip", b"x-gzip", b"deflate"):
+    if call.fields.content_encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise _malformed("the Content-Encoding of the request is not supported")
     decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
     try:

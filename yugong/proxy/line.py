@@ -14,6 +14,7 @@ from yugong.core.dialects.dialect import Dialect
 from yugong.core.keypool.pool import Pool
 from yugong.core.keypool.spec import Key, Org
 from yugong.core.settings import Intake, Timeouts
+from yugong.upstream.head import HeadReader
 from yugong.upstream.leg import Leg
 from yugong.upstream.origin import Origin
 
@@ -50,8 +51,8 @@ class Setup(NamedTuple):
     hold_first_event: float
     #: Seconds a call waits for room in the pool where nothing else says.
     max_wait: float
-    #: Header names of answers that reach the client.
-    to_client: frozenset[bytes]
+    #: Reads the heads of answers, with an eye for what reaches the client.
+    reader: HeadReader
     #: Header lines added to every answer (the demo upstream says so), CRLF-ended.
     extra_lines: bytes
     #: Networks whose forwarding headers are believed.
@@ -85,7 +86,19 @@ class Observer(Protocol):
 class Line:
     """The live state of a worker's line."""
 
-    __slots__ = ("budget", "call_id", "entropy", "is_draining", "leg", "observer", "rng", "setup", "spool", "wall")
+    __slots__ = (
+        "budget",
+        "call_id",
+        "entropy",
+        "is_draining",
+        "leg",
+        "observer",
+        "report",
+        "rng",
+        "setup",
+        "spool",
+        "wall",
+    )
 
     def __init__(self, setup: Setup, leg: Leg, spool: Spool, observer: Observer, budget: RetryBudget) -> None:
         self.setup = setup
@@ -96,6 +109,8 @@ class Line:
         #: Answers say `Connection: close`; no further request is read.
         self.is_draining = False
         self.call_id: Callable[[], str]
+        #: Tells the operator of a bug: what happened, and the exception.
+        self.report: Callable[[str, BaseException], None]
         self.rng: Callable[[], float]
         #: Seconds since 1970: only for expiry dates.
         self.wall: Callable[[], float]

@@ -18,6 +18,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from yugong.base.errors import Refusal, RefusalKind
+from yugong.proxy import intake
 from yugong.proxy.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -35,7 +36,19 @@ LINGER_BYTES = 8 << 20
 class ClientProtocol(RequestHandler):
     """One client connection. One task for its whole life; a call is a plain coroutine in it."""
 
-    __slots__ = ("_blocked_since", "_head_since", "_listener", "_payload", "client", "is_idle", "line", "relay")
+    __slots__ = (
+        "_block",
+        "_blocked_since",
+        "_fields",
+        "_first_data",
+        "_head_since",
+        "_listener",
+        "_payload",
+        "client",
+        "is_idle",
+        "line",
+        "relay",
+    )
 
     def __init__(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
         limits = listener.limits
@@ -59,6 +72,11 @@ class ClientProtocol(RequestHandler):
         #: The answer under way, if it is being relayed.
         self.relay: Relay | None = None
         self._payload: StreamReader | None = None
+        #: What was read last while no call was under way: the beginning of a head.
+        self._first_data = b""
+        # The fields of the call before, and the bytes they were made from.
+        self._block = b""
+        self._fields: intake.Fields | None = None
         #: Loop time since which a head is being received; 0 where none is.
         self._head_since = 0.0
         #: Loop time since which the client takes nothing.
@@ -91,8 +109,12 @@ class ClientProtocol(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is not None and not self._head_since:
-            self._head_since = self._loop.time()
+        if self._waiter is not None:
+            if self._head_since:
+                self._first_data = b""  # a head in several pieces
+            else:
+                self._head_since = self._loop.time()
+                self._first_data = data
         super().data_received(data)
 
     def pause_writing(self) -> None:
@@ -130,7 +152,17 @@ class ClientProtocol(RequestHandler):
         """Whether the client called us by https, as far as we can know."""
         if self.transport is not None and self.transport.get_extra_info("sslcontext") is not None:
             return True
-        return exchange.call.host == exchange.setup.ways[exchange.org or ""].authority
+        assert exchange.call is not None
+        return exchange.call.fields.host == exchange.setup.ways[exchange.org or ""].authority
+
+    def fields_of(self, message: intake.Message, first_data: bytes) -> intake.Fields:
+        """What the call's header fields say; equal to the call before on this connection, they are not sorted anew."""
+        block = intake.block_of(first_data, message) if first_data else b""
+        if block and block == self._block and self._fields is not None:
+            return self._fields
+        fields = intake.sort_fields(message.raw_headers)
+        self._block, self._fields = block, fields
+        return fields
 
     # -- the life of a connection -------------------------------------------------------------------------------------
 
@@ -155,7 +187,8 @@ class ClientProtocol(RequestHandler):
                 self._refuse_malformed(message, now)
                 break
             self._payload = payload
-            keeps_alive = await Exchange(line, self, now).serve(message, payload)
+            first_data, self._first_data = self._first_data, b""
+            keeps_alive = await Exchange(line, self, now).serve(message, payload, first_data)
             if not keeps_alive or self._upgraded or line.is_draining:
                 await self._linger(payload)
                 break

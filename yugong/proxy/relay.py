@@ -16,7 +16,8 @@ from yugong.core.framing import LAST_CHUNK, Kind
 from yugong.core.sse import Splitter
 
 if TYPE_CHECKING:
-    from yugong.upstream.connection import Connection, Head
+    from yugong.upstream.connection import Connection
+    from yugong.upstream.head import Head
 
 COLLECT_MAX = 1 << 20  # bytes of an answer kept until it is whole; a larger one is relayed from there
 PREAMBLE_MAX = 64 * 1024  # bytes of a stream held before it counts as content
@@ -193,14 +194,6 @@ class Relay:
     def resume(self) -> None:
         """It does again."""
         self._connection.resume_reading()
-
-
-def answer_lines(head: Head, allowed: frozenset[bytes]) -> list[bytes]:
-    """The header lines of an upstream answer that the client gets, framing and links aside."""
-    return [b"%b: %b\r\n" % item for item in head.headers if item[0] in allowed and item[0] not in _OURS]
-
-
-_OURS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"location", b"link"})
 
 
 def framing_line(head: Head, tap: Tap, version: tuple[int, int]) -> tuple[bytes, bool, bool]:

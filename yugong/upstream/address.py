@@ -15,6 +15,11 @@ from yugong.base.errors import Reach, WireFault
 
 RESOLVE_KEPT = 600.0  # seconds an old answer serves when the resolver is away
 
+#: Not on the internet, though `is_global` of some Python or other says so: IETF protocol assignments, IPv4-compatible
+#: addresses, local NAT64 (RFC 8215), site-local.
+_INNER = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "::/96", "64:ff9b:1::/48", "fec0::/10")))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -26,10 +31,21 @@ class Address:
 
 
 def is_public(host: str) -> bool:
-    """Whether an IP address lies on the public internet."""
+    """Whether an IP address lies on the public internet; one that carries an IPv4 address is judged by that."""
     ip = ipaddress.ip_address(host.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    return (mapped or ip).is_global and not ip.is_multicast
+    if isinstance(ip, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+        ip = ip.ipv4_mapped or ip.sixtofour or nat64 or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _INNER)
+
+
+def is_literal(host: str) -> bool:
+    """Whether `host` is an address itself, not a name."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 class Resolver:
@@ -57,7 +73,7 @@ class Resolver:
         """The addresses to try, in order. Raises `WireFault` (resolve, forbidden_address)."""
         now = self._loop.time()
         age = now - self._asked
-        if age > self._again and self._pending is None:
+        if age > min(self._again, RESOLVE_KEPT) and self._pending is None:
             self._pending = self._loop.create_task(self._resolve())
         if not self._found or age > RESOLVE_KEPT:
             assert self._pending is not None
@@ -72,7 +88,7 @@ class Resolver:
     async def _resolve(self) -> None:
         try:
             found = await self._loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: a label too long or empty (IDNA)
             if not self._found or self._loop.time() - self._asked > RESOLVE_KEPT:
                 raise WireFault("resolve", Reach.UNSENT, f"{self.host}: {error}") from error
         else:

@@ -1,6 +1,6 @@
 """One connection to an origin and the exchange of one request and one answer on it.
 
-Bytes go straight: the head is parsed by `httptools`, the body is followed by `core/framing` only as far as its end must
+Bytes go straight: the head is parsed by `head`, the body is followed by `core/framing` only as far as its end must
 be found, and handed to a sink the moment it is read. Before a sink is set, body bytes are kept in `early`, up to a
 bound, then reading pauses. Knows no keys, pools or dialects. All failures are `WireFault`s.
 """
@@ -11,12 +11,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, cast
 
-import httptools
-
 from yugong.base.errors import Reach, WireFault
-from yugong.core.framing import Chunks, FramingError, Kind, body_kind
+from yugong.core.framing import Chunks, FramingError, Kind
+from yugong.upstream.head import MAX_HEAD, Head, HeadReader
 
-MAX_HEAD = 64 * 1024  # bytes; Cloudflare allows 128 KiB upstream, nobody sends more than 16
 EARLY_LIMIT = 256 * 1024  # bytes of body kept before anybody asked for it
 
 
@@ -31,40 +29,7 @@ class Sink(Protocol):
     def on_fault(self, fault: WireFault) -> None: ...
 
 
-class Head:
-    """An answer's head: names in lower case."""
-
-    __slots__ = ("headers", "kind", "length", "status")
-
-    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], kind: Kind, length: int) -> None:
-        self.status = status
-        self.headers = headers
-        self.kind = kind
-        #: Bytes of body where `kind` is LENGTH.
-        self.length = length
-
-    def __repr__(self) -> str:
-        return f"<Head {self.status} {self.kind.name.lower()} {self.length}B {len(self.headers)} headers>"
-
-    def get(self, name: bytes) -> bytes:
-        """The first value of a header, empty where it is missing."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
-
-
-class _HeadParser:
-    """What httptools calls back."""
-
-    __slots__ = ("headers", "parser")
-
-    def __init__(self) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.parser = httptools.HttpResponseParser(self)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+_ANY = HeadReader(frozenset())
 
 
 class Connection(asyncio.Protocol):
@@ -74,10 +39,10 @@ class Connection(asyncio.Protocol):
         "_buffer",
         "_chunks",
         "_is_eof",
-        "_keep_alive",
         "_left",
         "_loop",
         "_method",
+        "_reader",
         "_sink",
         "_waiter",
         "_write_waiter",
@@ -104,6 +69,7 @@ class Connection(asyncio.Protocol):
         #: Exchanges carried to their end.
         self.served = 0
         self._write_waiter: asyncio.Future[None] | None = None
+        self._reader = _ANY
         self._reset("GET")
         self.is_busy = False
 
@@ -119,7 +85,6 @@ class Connection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[Head] | None = None
         self._is_eof = False
-        self._keep_alive = False
         #: The answer's head once it is there.
         self.head: Head | None = None
         #: Body bytes that came before a sink did.
@@ -137,11 +102,12 @@ class Connection(asyncio.Protocol):
 
     # -- the request ------------------------------------------------------------------------------------------------
 
-    def send(self, method: str, data: bytes) -> asyncio.Future[Head]:
+    def send(self, method: str, data: bytes, reader: HeadReader) -> asyncio.Future[Head]:
         """Writes a request (or its beginning); the future is the head, or raises `WireFault`."""
         assert self.transport is not None
         assert not self.is_busy
         self._reset(method)
+        self._reader = reader
         self._waiter = self._loop.create_future()
         self.transport.write(data)
         return self._waiter
@@ -260,9 +226,9 @@ class Connection(asyncio.Protocol):
             return
         end += 4
         try:
-            head = self._parse(data[:end])
-        except (httptools.HttpParserError, FramingError, ValueError) as error:
-            self.abort(WireFault("malformed", Reach.HEAD, f"head: {error}"))
+            head = self._reader.read(data[:end], self._method)
+        except FramingError as error:
+            self.abort(WireFault("malformed", Reach.HEAD, str(error)))
             return
         rest = data[end:]
         self._buffer = b""
@@ -277,23 +243,6 @@ class Connection(asyncio.Protocol):
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(head)
-
-    def _parse(self, data: bytes) -> Head:
-        if len(data) > MAX_HEAD:
-            raise ValueError("too large")
-        parsed = _HeadParser()
-        parsed.parser.feed_data(data)
-        lengths: list[bytes] = []
-        encodings: list[bytes] = []
-        for name, value in parsed.headers:
-            if name == b"content-length":
-                lengths.append(value)
-            elif name == b"transfer-encoding":
-                encodings.append(value)
-        status = parsed.parser.get_status_code()
-        kind, length = body_kind(self._method, status, lengths, encodings)
-        self._keep_alive = bool(parsed.parser.should_keep_alive()) and kind is not Kind.CLOSE
-        return Head(status, parsed.headers, kind, length)
 
     def _begin(self, head: Head, rest: bytes) -> None:
         if head.kind is Kind.NONE:
@@ -347,7 +296,8 @@ class Connection(asyncio.Protocol):
     def _finish(self, excess: int = 0) -> None:
         self.is_done = True
         self.served += 1
-        self.can_reuse = self._keep_alive and not excess and self.transport is not None
+        head = self.head
+        self.can_reuse = head is not None and head.is_kept_alive and not excess and self.transport is not None
         if self._sink is not None:
             self._sink.on_end()
 

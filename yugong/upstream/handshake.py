@@ -19,12 +19,10 @@ from binascii import Error as BinasciiError
 from collections.abc import Sequence
 from hashlib import sha1
 
-import httptools
-
 from yugong.base.errors import Reach, Refusal, RefusalKind, WireFault
 from yugong.base.headers import TO_CLIENT
-from yugong.core.framing import Chunks, FramingError, Kind, body_kind
-from yugong.upstream.connection import MAX_HEAD, Head
+from yugong.core.framing import Chunks, FramingError, Kind
+from yugong.upstream.head import MAX_HEAD, Head, HeadReader
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -191,16 +189,17 @@ def write_request(
 
 def check_switch(head: Head, key: bytes, protocols: Sequence[bytes]) -> bytes:
     """The subprotocol a 101 chose, empty for none. Raises `WireFault` ("malformed") if it proves nothing (§4.1)."""
-    chosen = _items(head.headers, _PROTOCOL)
+    headers = head.pairs()
+    chosen = _items(headers, _PROTOCOL)
     problem = (
         "no upgrade to websocket"
-        if [v.lower() for v in _values(head.headers, b"upgrade")] != [b"websocket"]
+        if [v.lower() for v in _values(headers, b"upgrade")] != [b"websocket"]
         else "no connection upgrade"
-        if b"upgrade" not in _tokens(head.headers, b"connection")
+        if b"upgrade" not in _tokens(headers, b"connection")
         else "wrong accept value"
-        if _values(head.headers, b"sec-websocket-accept") != [accept_of(key)]
+        if _values(headers, b"sec-websocket-accept") != [accept_of(key)]
         else "an extension nobody offered"
-        if _items(head.headers, b"sec-websocket-extensions")
+        if _items(headers, b"sec-websocket-extensions")
         else "a subprotocol nobody offered"
         if len(chosen) > 1 or not set(chosen) <= set(protocols)
         else None
@@ -312,21 +311,10 @@ class _Answer(asyncio.Protocol):
             raise WireFault("malformed", Reach.SENT, "not HTTP")
         if not 4 <= end <= MAX_HEAD:
             raise WireFault("answer_head_too_large", Reach.HEAD, f"{len(self._buffer)} bytes")
-        lines = _HeadLines()
-        parser = httptools.HttpResponseParser(lines)
         try:
-            parser.feed_data(bytes(self._buffer[:end]))
-        except httptools.HttpParserUpgrade:
-            pass  # the head is whole; what follows is no longer HTTP
-        except httptools.HttpParserError as error:
-            raise WireFault("malformed", Reach.HEAD, f"head: {error}") from None
-        status = parser.get_status_code()
-        lengths, encodings = _values(lines.headers, b"content-length"), _values(lines.headers, b"transfer-encoding")
-        try:
-            kind, length = body_kind("GET", status, lengths, encodings)
+            return _READER.read(bytes(self._buffer[:end]), "GET")
         except FramingError as error:
-            raise WireFault("malformed", Reach.HEAD, f"head: {error}") from None
-        return Head(status, lines.headers, kind, length)
+            raise WireFault("malformed", Reach.HEAD, str(error)) from None
 
     def _begin_body(self, head: Head, rest: bytes) -> None:
         if head.status != 101:
@@ -377,16 +365,7 @@ class _Answer(asyncio.Protocol):
             self.over.set_result(None)
 
 
-class _HeadLines:
-    """What httptools calls back."""
-
-    __slots__ = ("headers",)
-
-    def __init__(self) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+_READER = HeadReader(TO_CLIENT)
 
 
 # -- our answer -------------------------------------------------------------------------------------------------------
@@ -401,7 +380,7 @@ def write_switch(upgrade: Upgrade, accepted: Accepted, extra: Headers = ()) -> b
     ]
     if accepted.protocol:
         lines.append(b"Sec-WebSocket-Protocol: %b\r\n" % accepted.protocol)
-    lines += [b"%b: %b\r\n" % (name, value) for name, value in accepted.head.headers if name in _IN_SWITCH]
+    lines += [b"%b: %b\r\n" % (name, value) for name, value in accepted.head.pairs() if name in _IN_SWITCH]
     lines += [b"%b: %b\r\n" % (name, value) for name, value in extra]
     lines.append(b"\r\n")
     return b"".join(lines)

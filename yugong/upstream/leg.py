@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from yugong.base.errors import Reach, WireFault
-from yugong.upstream.connection import Connection, Head
+from yugong.upstream.connection import Connection
+from yugong.upstream.head import Head, HeadReader
 from yugong.upstream.origin import Origin, OriginSpec
 
 SWEEP_EVERY = 0.1  # seconds: how late a time-out may be noticed
@@ -33,14 +34,16 @@ class Timeouts(Protocol):
 
 
 class Wire:
-    """A request as it goes upstream: the head's bytes, ended by a blank line, and the body."""
+    """A request as it goes upstream."""
 
-    __slots__ = ("body", "deadline", "head", "method", "more", "timeouts")
+    __slots__ = ("deadline", "method", "more", "reader", "start", "timeouts")
 
-    def __init__(self, method: str, head: bytes, body: bytes, timeouts: Timeouts, deadline: float) -> None:
+    def __init__(self, method: str, start: bytes, reader: HeadReader, timeouts: Timeouts, deadline: float) -> None:
         self.method = method
-        self.head = head
-        self.body = body
+        #: The head, ended by its blank line, and what of the body is in memory.
+        self.start = start
+        #: Reads the answer's head.
+        self.reader = reader
         #: The rest of a body too large for memory, read anew for every attempt.
         self.more: AsyncIterator[bytes] | None = None
         self.timeouts = timeouts
@@ -48,7 +51,7 @@ class Wire:
         self.deadline = deadline
 
     def __repr__(self) -> str:
-        return f"<Wire {self.method} head={len(self.head)}B body={len(self.body)}B>"
+        return f"<Wire {self.method} {len(self.start)}B{' and more' if self.more is not None else ''}>"
 
 
 class Attempt:
@@ -83,10 +86,10 @@ class Attempt:
             return WireFault("total_timeout", reach)
         if connection.head is None:
             return WireFault("first_byte_timeout", Reach.SENT) if now >= self.head_by else None
-        if connection.received != self.seen or connection.is_done:
+        if connection.received != self.seen or connection.is_done or not connection.is_reading():
             self.seen = connection.received
-            self.quiet_since = now
-        elif now - self.quiet_since >= self.silence and connection.is_reading():
+            self.quiet_since = now  # also while we hold it back: that time is not upstream's, then or afterwards
+        elif now - self.quiet_since >= self.silence:
             return WireFault("silence_timeout", Reach.PARTIAL)
         return None
 
@@ -119,26 +122,29 @@ class Leg:
         A kept-alive connection that upstream had already closed is no fault: dialled anew, once.
         """
         connection = origin.take()
-        if connection is not None:
+        while True:
+            if connection is None:
+                connection = await origin.dial(wire.timeouts.connect)
+            waiter = connection.send(wire.method, wire.start, wire.reader)
+            attempt = Attempt(origin, connection, wire, self._loop.time())
+            self._attempts.add(attempt)
             try:
-                return await self._exchange(origin, connection, wire)
+                if wire.more is not None:
+                    await self._send_rest(attempt, waiter, wire.more)
+                await waiter
             except WireFault as fault:
+                self.drop(attempt)
                 if not fault.is_stale:
                     raise
-        return await self._exchange(origin, await origin.dial(wire.timeouts.connect), wire)
-
-    async def _exchange(self, origin: Origin, connection: Connection, wire: Wire) -> Attempt:
-        attempt = Attempt(origin, connection, wire, self._loop.time())
-        self._attempts.add(attempt)
-        try:
-            waiter = connection.send(wire.method, wire.head + wire.body)
-            if wire.more is not None:
-                await self._send_rest(attempt, waiter, wire.more)
-            await waiter
-        except BaseException:
-            self.drop(attempt)
-            raise
-        return attempt
+                if wire.more is not None:  # its first pieces are spent: the whole attempt has to be made anew
+                    raise WireFault(fault.kind, Reach.UNSENT, fault.detail, is_stale=True) from fault
+                connection = None
+            except BaseException:
+                _forget(waiter)
+                self.drop(attempt)
+                raise
+            else:
+                return attempt
 
     async def _send_rest(self, attempt: Attempt, waiter: asyncio.Future[Head], more: AsyncIterator[bytes]) -> None:
         first_byte = attempt.head_by - self._loop.time()
@@ -151,12 +157,15 @@ class Leg:
         attempt.was_sent_whole = True
 
     def finish(self, attempt: Attempt) -> None:
-        """The exchange is over: the connection is kept, or closed if its answer did not end."""
-        self._attempts.discard(attempt)
+        """The exchange is over: the connection is kept, or closed if request or answer did not end."""
         connection = attempt.connection
-        if not (connection.is_done and attempt.was_sent_whole):
-            connection.can_reuse = False
-        attempt.origin.give_back(connection)
+        transport = connection.transport
+        is_written = transport is not None and not transport.get_write_buffer_size()
+        if connection.is_done and attempt.was_sent_whole and is_written:
+            self._attempts.discard(attempt)
+            attempt.origin.give_back(connection)
+        else:
+            self.drop(attempt)
 
     def drop(self, attempt: Attempt) -> None:
         """Ends the exchange whatever its state: upstream sees its connection close at once."""
@@ -195,3 +204,9 @@ class Leg:
         for attempt in list(self._attempts):
             self.drop(attempt)
         await self.retire(set())
+
+
+def _forget(waiter: asyncio.Future[Head]) -> None:
+    """Nobody will await it: its fault must not come up as one that was never heard."""
+    if not waiter.cancel() and not waiter.cancelled():
+        waiter.exception()

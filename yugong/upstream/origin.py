@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import ssl
 from dataclasses import dataclass
 
 from yugong.base.errors import Reach, WireFault
-from yugong.upstream.address import Address, Resolver
+from yugong.upstream.address import Address, Resolver, is_literal, is_public
 from yugong.upstream.connection import Connection
 
 CONNECT_ANSWER_MAX = 16 * 1024  # bytes
+_CONNECTED = re.compile(rb"HTTP/1\.[01] 2\d\d[ \r]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,9 @@ def client_context(ca_file: str | None, *, is_verified: bool) -> _Context:
     context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
+    # Anybody on the way can send a FIN, only the origin a close_notify; Python ignores the difference by default. A body
+    # that ends with its connection could be cut short and look whole (RFC 8446 §6.1, RFC 9112 §9.8).
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     if not is_verified:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -100,9 +105,9 @@ class Origin:
         "_context",
         "_egress_resolver",
         "_idle",
+        "_is_closed",
         "_loop",
         "_resolver",
-        "_sweep_turn",
         "busy",
         "dialling",
         "spec",
@@ -118,6 +123,7 @@ class Origin:
             Resolver(loop, egress.host, egress.port, spec.resolve_every, is_private=True) if egress else None
         )
         self._idle: list[Connection] = []
+        self._is_closed = False
         #: Connections that carry an exchange.
         self.busy: set[Connection] = set()
         self.dialling = 0
@@ -152,6 +158,9 @@ class Origin:
             raise WireFault("connect_timeout", Reach.UNSENT, f"{self.spec.name}: {timeout:g} s") from error
         finally:
             self.dialling -= 1
+        if connection.transport is None or connection.transport.is_closing():
+            # It ended, or spoke before it was asked, between the handshake and now.
+            raise WireFault("reset", Reach.UNSENT, f"{self.spec.name}: lost before the request")
         connection.on_idle_lost = self._drop_idle
         self.busy.add(connection)
         return connection
@@ -162,12 +171,12 @@ class Origin:
         transport = connection.transport
         if transport is None:
             return
-        if not connection.can_reuse or transport.is_closing():
-            connection.abort()
-            return
-        if self._context is not None and connection.served == 1:
+        if self._context is not None and connection.served == 1:  # TLS 1.3 sends its tickets after the handshake
             tls = transport.get_extra_info("ssl_object")
             self._context.last_session = getattr(tls, "session", None)
+        if not connection.can_reuse or self._is_closed or transport.is_closing():
+            connection.abort()
+            return
         connection.is_busy = False
         connection.resume_reading()
         connection.idle_since = self._loop.time()
@@ -184,6 +193,7 @@ class Origin:
 
     async def close(self) -> None:
         """Closes every idle connection; those that are busy end with their exchanges."""
+        self._is_closed = True
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.abort()
@@ -228,32 +238,41 @@ class Origin:
         return _idle(protocol)
 
     async def _dial_through(self, egress: Egress) -> Connection:
-        assert self._egress_resolver is not None
-        try:
-            addresses = await self._egress_resolver.addresses()
-            transport, tunnel = await self._loop.create_connection(
-                lambda: _Tunnel(self._loop), addresses[0].host, addresses[0].port
-            )
-            await tunnel.open(transport, self.spec, egress)
-        except (OSError, WireFault) as error:
-            detail = error.detail if isinstance(error, WireFault) else str(error)
-            raise WireFault("egress_proxy", Reach.UNSENT, f"{egress.host}:{egress.port}: {detail}") from error
+        spec = self.spec
+        if not spec.is_private and is_literal(spec.host) and not is_public(spec.host):  # a name is the proxy's to judge
+            raise WireFault("forbidden_address", Reach.UNSENT, f"{spec.host} is a private address")
+        transport, tunnel = await self._reach(egress)
         connection = Connection(self._loop)
-        if self._context is None:
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
-            return _idle(connection)
+        secured: asyncio.Transport | None = transport
         try:
-            secured = await self._loop.start_tls(transport, connection, self._context, server_hostname=self.spec.host)
+            await tunnel.open(transport, spec, egress)
+            if self._context is None:
+                transport.set_protocol(connection)
+            else:
+                secured = await self._loop.start_tls(transport, connection, self._context, server_hostname=spec.host)
         except OSError as error:
             transport.abort()
-            raise _translate(error, self.spec.name) from error
+            raise _translate(error, spec.name) from error
+        except BaseException:  # a time-out cancels us here
+            transport.abort()
+            raise
         assert secured is not None
-        if connection.transport is None:
-            connection.connection_made(secured)
-        else:
-            connection.transport = secured
+        connection.connection_made(secured)
         return _idle(connection)
+
+    async def _reach(self, egress: Egress) -> tuple[asyncio.Transport, _Tunnel]:
+        """A connection to the egress proxy, by the first of its addresses that takes one."""
+        assert self._egress_resolver is not None
+        detail = ""
+        try:
+            for address in await self._egress_resolver.addresses():
+                try:
+                    return await self._loop.create_connection(lambda: _Tunnel(self._loop), address.host, address.port)
+                except OSError as error:
+                    detail = str(error)
+        except WireFault as fault:
+            detail = fault.detail
+        raise WireFault("egress_proxy", Reach.UNSENT, f"{egress.host}:{egress.port}: {detail}")
 
 
 def _idle(connection: Connection) -> Connection:
@@ -284,10 +303,14 @@ class _Tunnel(asyncio.Protocol):
             lines.append(f"Proxy-Authorization: {egress.authorization}")
         transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         answer = await self._waiter
-        status = answer.split(b" ", 2)[1:2]
-        if not answer.startswith(b"HTTP/1.") or not status or not status[0].startswith(b"2"):
-            transport.abort()
-            raise WireFault("egress_proxy", Reach.UNSENT, answer.split(b"\r\n", 1)[0].decode("latin-1"))
+        problem = ""
+        if not _CONNECTED.match(answer):
+            problem = answer.partition(b"\r\n")[0][:200].decode("latin-1")
+        elif answer.find(b"\r\n\r\n") != len(answer) - 4:
+            # An origin does not speak first: whoever planted this would answer our first request.
+            problem = "bytes after its answer"
+        if problem:
+            raise WireFault("egress_proxy", Reach.UNSENT, f"{egress.host}:{egress.port}: {problem}")
 
     def data_received(self, data: bytes) -> None:
         self._answer += data

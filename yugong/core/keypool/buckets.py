@@ -31,10 +31,11 @@ class Dimension(IntEnum):
 WINDOWS = (60 * SECOND, 60 * SECOND, 86_400 * SECOND, 86_400 * SECOND, 60 * SECOND)
 DIMENSIONS = len(Dimension)
 
-# A group's row: name hash, TATs, limits, cooling until, concurrency limit, lanes.
+# A group's row: name hash, TATs, limits, which limits there are, cooling until, concurrency limit, lanes.
 _TAT = 1
 _LIMIT = _TAT + DIMENSIONS
-COOL_UNTIL = _LIMIT + DIMENSIONS
+_MASK = _LIMIT + DIMENSIONS
+COOL_UNTIL = _MASK + 1
 CONCURRENCY = COOL_UNTIL + 1
 LANE = CONCURRENCY + 1
 assert LANE + LANES <= 48
@@ -43,6 +44,9 @@ Cost = tuple[int, ...]
 """Units asked for, by `Dimension`."""
 
 NEVER = 1 << 62
+
+#: The dimensions of each mask of limits: most rows have two of five.
+_LIMITED = [tuple(d for d in range(DIMENSIONS) if mask >> d & 1) for mask in range(1 << DIMENSIONS)]
 
 
 def cost(requests: int, tokens: int, images: int = 0) -> Cost:
@@ -53,6 +57,10 @@ def cost(requests: int, tokens: int, images: int = 0) -> Cost:
 def set_limit(cells: Cells, row: int, dimension: Dimension, limit: int) -> None:
     """Puts a limit in force (0: none)."""
     cells[row + _LIMIT + dimension] = limit
+    if limit:
+        cells[row + _MASK] |= 1 << dimension
+    else:
+        cells[row + _MASK] &= ~(1 << dimension)
 
 
 def limit_of(cells: Cells, row: int, dimension: Dimension) -> int:
@@ -71,17 +79,17 @@ def remaining(cells: Cells, row: int, dimension: Dimension, now: int) -> int:
 def ready_at(cells: Cells, row: int, amounts: Cost, now: int) -> int:
     """The tick from which `amounts` fits every bucket (`now` or earlier: at once; `NEVER`: larger than a limit)."""
     at = cells[row + COOL_UNTIL]
-    for dimension in range(DIMENSIONS):
+    for dimension in _LIMITED[cells[row + _MASK]]:
         limit = cells[row + _LIMIT + dimension]
         amount = amounts[dimension]
-        if not limit or not amount:
-            continue
         if amount > limit:
             return NEVER
         window = WINDOWS[dimension]
-        moved = max(cells[row + _TAT + dimension], now) - (-amount * window // limit)
-        if moved - window > now:
-            at = max(at, moved - window)
+        tat = cells[row + _TAT + dimension]
+        # Rounded up: never a unit more than upstream grants.
+        ready = (tat if tat > now else now) - (-amount * window // limit) - window
+        if ready > now and ready > at:
+            at = ready
     if cells[row + CONCURRENCY] and in_flight(cells, row) >= cells[row + CONCURRENCY]:
         at = max(at, now + SECOND // 20)  # a call's end cannot be foretold
     return at
@@ -89,20 +97,18 @@ def ready_at(cells: Cells, row: int, amounts: Cost, now: int) -> int:
 
 def take(cells: Cells, row: int, amounts: Cost, now: int) -> None:
     """Reserves `amounts`; the caller has seen that they fit."""
-    for dimension in range(DIMENSIONS):
-        limit = cells[row + _LIMIT + dimension]
-        if limit and amounts[dimension]:
-            at = row + _TAT + dimension
-            cells[at] = max(cells[at], now) - (-amounts[dimension] * WINDOWS[dimension] // limit)
+    for dimension in _LIMITED[cells[row + _MASK]]:
+        at = row + _TAT + dimension
+        tat = cells[at]
+        moved = -amounts[dimension] * WINDOWS[dimension] // cells[row + _LIMIT + dimension]
+        cells[at] = (tat if tat > now else now) - moved
 
 
 def put_back(cells: Cells, row: int, amounts: Cost, now: int) -> None:
     """Gives back what was reserved and never used (the attempt never left)."""
-    for dimension in range(DIMENSIONS):
-        limit = cells[row + _LIMIT + dimension]
-        if limit and amounts[dimension]:
-            at = row + _TAT + dimension
-            cells[at] = max(cells[at] - amounts[dimension] * WINDOWS[dimension] // limit, now)
+    for dimension in _LIMITED[cells[row + _MASK]]:
+        at = row + _TAT + dimension
+        cells[at] = max(cells[at] - amounts[dimension] * WINDOWS[dimension] // cells[row + _LIMIT + dimension], now)
 
 
 def lower(cells: Cells, row: int, dimension: Dimension, left: int, now: int) -> None:

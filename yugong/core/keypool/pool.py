@@ -21,10 +21,13 @@ from yugong.core.keypool.cells import Home
 from yugong.core.keypool.health import Event, State
 from yugong.core.keypool.spec import Key, Lease, LimitSpec, Org, OrgSpec, Place, Shortage
 
+_AVOIDED = Shortage("avoided", 0)
+
 EWMA_WEIGHT = 0.1  # of the newest time to first byte; a slower one counts at once (peak EWMA)
 FIRST_GUESS = 0.5  # seconds to first byte of an org never asked
 MODELS_KEPT = 512  # candidate lists kept; one more clears them (36: 100 000 random model names)
 COOL_DEFAULT = 1.0  # seconds after a 429 that names no wait
+LEARN_EVERY = SECOND // 50  # ticks between looks at one place's limit headers
 NAP = SECOND // 10  # how long a place that is out without a known end is left alone
 
 Rng = Callable[[], float]
@@ -92,21 +95,21 @@ class Pool:
         tiers = self._tiers(ask.dialect, ask.model)
         if not tiers:
             return Shortage("no_org", buckets.NEVER)
-        shortage = Shortage("avoided", now)
+        shortage: Shortage | None = None
         for tier in tiers:
             found = self._from_tier(tier, ask, now)
             if isinstance(found, Lease):
                 return found
-            if found.rank > shortage.rank or (found.rank == shortage.rank and found.until < shortage.until):
-                shortage = found
+            shortage = found if shortage is None else shortage.soonest(found)
+        assert shortage is not None
         return shortage
 
     def _from_tier(self, tier: Tier, ask: Ask, now: int) -> Lease | Shortage:
         if tier.sleeping:
             tier.wake(now)
-        avoided: list[Place] = []
-        shortage = Shortage("avoided", now)
         awake = tier.awake
+        avoided: list[Place] = []
+        shortage = _AVOIDED
         try:
             while awake:
                 place = self._draw(awake)
@@ -154,11 +157,14 @@ class Pool:
     def _try(self, place: Place, ask: Ask, now: int) -> Lease | Shortage:
         org = place.org
         cells = self._home.cells
+        has_due = False
         # Who is out, and from when one call may probe it; the widest first.
-        for row, why in ((org.origin_row, "origin_out"), (org.row, "org_out"), (place.model_row, "model_out")):
-            if row and cells[row + health.STATE] > State.SUSPECT and cells[row + health.UNTIL] > now:
-                place.why = why
-                return Shortage(why, cells[row + health.UNTIL])
+        for row in (org.origin_row, org.row, place.model_row):
+            if row and cells[row + health.STATE] > State.SUSPECT:
+                if cells[row + health.UNTIL] > now:
+                    place.why = _whose(place, row)
+                    return Shortage(place.why, cells[row + health.UNTIL])
+                has_due = True
         key = self._pick_key(org, ask.avoid_keys, now)
         if key is None:
             place.why = "keys_out"
@@ -166,19 +172,29 @@ class Pool:
             return Shortage("keys_out", max(until, now + NAP), is_for_all=not ask.avoid_keys)
         row = place.group_row
         if row:
-            self._home.lock(row)
-            at = buckets.ready_at(cells, row, ask.amounts, now)
-            if at <= now:
-                buckets.take(cells, row, ask.amounts, now)
-                buckets.enter(cells, row, self._lane)
-            self._home.unlock(row)
+            at = self._take(row, ask.amounts, now)
             if at > now:
                 place.why = "full"
                 return Shortage("too_large" if at == buckets.NEVER else "full", at, is_for_all=at != buckets.NEVER)
         lease = Lease(place, key, ask.amounts, now)
-        self._claim_probes(lease, now)
+        lease.has_lane = bool(row and cells[row + buckets.CONCURRENCY])
+        if has_due or cells[key.row + health.STATE] > State.SUSPECT:
+            self._claim_probes(lease, now)
         org.in_flight += 1
         return lease
+
+    def _take(self, row: int, amounts: Cost, now: int) -> int:
+        """Reserves in a group's buckets; the tick from which that is possible, if it is not now."""
+        home = self._home
+        cells = home.cells
+        home.lock(row)
+        at = buckets.ready_at(cells, row, amounts, now)
+        if at <= now:
+            buckets.take(cells, row, amounts, now)
+            if cells[row + buckets.CONCURRENCY]:
+                buckets.enter(cells, row, self._lane)
+        home.unlock(row)
+        return at
 
     def _pick_key(self, org: Org, avoid: set[int], now: int) -> Key | None:
         """The next key in turn that may be used."""
@@ -214,8 +230,10 @@ class Pool:
         """One attempt's outcome: None is a success. Counts against exactly the scope the fault speaks of (I4)."""
         place = lease.place
         if fault is None:
+            cells = self._home.cells
             for row in (lease.key.row, place.org.row, place.model_row, place.org.origin_row):
-                self._step(lease, row, Event.SUCCESS, now)
+                if row and cells[row + health.STATE]:
+                    self._step(lease, row, Event.SUCCESS, now)
             return
         for row, event, kind in _effects(lease, fault, self._model_row):
             self._step(lease, row, event, now, kind, reason)
@@ -251,6 +269,13 @@ class Pool:
             buckets.cool(self._home.cells, row, now + to_ticks(wait if wait is not None else COOL_DEFAULT))
             self._home.unlock(row)
 
+    def is_worth_learning(self, lease: Lease, now: int) -> bool:
+        """Whether this place's limits were last looked at long enough ago: our own buckets count meanwhile."""
+        if now < lease.place.learn_at:
+            return False
+        lease.place.learn_at = now + LEARN_EVERY
+        return True
+
     def learn(self, lease: Lease, dimension: Dimension, limit: int | None, left: int | None, now: int) -> None:
         """What a header says of one bucket: the limit is its size (up to a configured ceiling), the rest lowers it."""
         row = self._group_row(lease.place)
@@ -276,11 +301,13 @@ class Pool:
         org.in_flight -= 1
         row = lease.group_row
         if row:
-            self._home.lock(row)
-            buckets.leave(self._home.cells, row, self._lane)
+            cells = self._home.cells
+            if lease.has_lane:
+                buckets.leave(cells, row, self._lane)
             if not was_sent:
-                buckets.put_back(self._home.cells, row, lease.amounts, now)
-            self._home.unlock(row)
+                self._home.lock(row)
+                buckets.put_back(cells, row, lease.amounts, now)
+                self._home.unlock(row)
         if first_byte is not None:
             if first_byte > org.latency:
                 org.latency = first_byte
@@ -351,6 +378,12 @@ class Pool:
         if not place.group_row:
             place.group_row = self._home.group_row(place.group_name)
         return place.group_row
+
+
+def _whose(place: Place, row: int) -> str:
+    if row == place.org.origin_row:
+        return "origin_out"
+    return "org_out" if row == place.org.row else "model_out"
 
 
 def _offers(spec: OrgSpec, model: str | None) -> bool:

@@ -71,7 +71,7 @@ class Org:
 class Place:
     """One org as a candidate for one model."""
 
-    __slots__ = ("at", "ceilings", "group_name", "group_row", "model_name", "model_row", "org", "why")
+    __slots__ = ("at", "ceilings", "group_name", "group_row", "learn_at", "model_name", "model_row", "org", "why")
 
     def __init__(self, org: Org, group_name: str, model_name: str) -> None:
         self.org = org
@@ -84,6 +84,8 @@ class Place:
         self.ceilings: Cost = (0,) * DIMENSIONS
         #: Its index among those awake, valid right after it was drawn.
         self.at = 0
+        #: The tick from which its limit headers are looked at again.
+        self.learn_at = 0
         #: Why it sleeps.
         self.why = ""
 
@@ -94,7 +96,7 @@ class Place:
 class Lease:
     """One attempt's reservation."""
 
-    __slots__ = ("amounts", "group_row", "key", "place", "probes", "started")
+    __slots__ = ("amounts", "group_row", "has_lane", "key", "place", "probes", "started")
 
     def __init__(self, place: Place, key: Key, amounts: Cost, started: int) -> None:
         self.place = place
@@ -103,6 +105,8 @@ class Lease:
         self.started = started
         #: Where something was reserved; 0 if nothing was.
         self.group_row = place.group_row
+        #: Whether it counts in its group's lane of calls in flight.
+        self.has_lane = False
         #: Rows that this attempt is the probe of.
         self.probes: list[int] = []
 
