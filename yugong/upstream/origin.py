@@ -85,8 +85,8 @@ def client_context(ca_file: str | None, *, is_verified: bool) -> _Context:
     context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    # Anybody on the way can send a FIN, only the origin a close_notify; Python ignores the difference by default. A body
-    # that ends with its connection could be cut short and look whole (RFC 8446 §6.1, RFC 9112 §9.8).
+    # Anybody on the way can send a FIN, only the origin a close_notify; Python ignores the difference by default, and a
+    # body that ends with its connection could be cut short and look whole (RFC 8446 §6.1, RFC 9112 §9.8).
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     if not is_verified:
         context.check_hostname = False
