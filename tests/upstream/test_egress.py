@@ -1,4 +1,4 @@
-"""upstream/origin through an HTTP proxy: the tunnel, who is to blame when it does not open, and that nothing is left."""
+"""upstream/origin through an HTTP proxy: the tunnel, who is to blame if it does not open, and that nothing is left."""
 
 import asyncio
 
