@@ -223,6 +223,7 @@ class PooledLine:
         meters, line = self._station.meters, self._line
         active, idle = line.leg.counts()
         meters.upstream_active.value, meters.upstream_idle.value = active, idle
+        meters.websockets_open.value = len(line.relays)
         meters.spool_bytes.value = line.spool.used
         meters.pool_orgs.value = len(line.setup.pool.orgs)
         for state, count in self._keys_by_state(line.setup.pool).items():

@@ -40,6 +40,7 @@ __all__ = ["Line", "MakeLine", "Station", "main", "make_line"]
 ORPHAN_GRACE = 10.0
 """Seconds calls under way get when the supervisor is gone: nobody can start a successor, somebody may start anew."""
 
+GC_EVERY = 20_000  # allocations between collections of the youngest
 LAST_WORDS = 2.0  # seconds
 BEAT = 1.0  # seconds between signs of life
 
@@ -170,6 +171,8 @@ class Worker:
         # What start-up made stays; the collector need not walk it again with every call's garbage.
         gc.collect()
         gc.freeze()
+        # Calls leave hardly a cycle behind: looking for them every 700 allocations costs 4 % of a call.
+        gc.set_threshold(GC_EVERY, 20, 50)
         pulse = [asyncio.ensure_future(self._uplink.run()), asyncio.ensure_future(self._beat())]
         self._channel.send({"op": "ready"})
         await self._obey()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from yugong.base.errors import Fault, Penalty, Reach, Refusal, RefusalKind, Scope
+from yugong.core.dialects.faults import redact
 from yugong.core.framing import Kind
 from yugong.proxy.relay import Collector, Relay, StreamHead, framing_line, status_line
 
@@ -47,16 +48,29 @@ async def take(exchange: Exchange, going: Attempt) -> Outcome:
     """Passes an answer on, or says what is wrong with it. Raises `WireFault` while no byte has reached the client."""
     head = going.head
     kind = head.content_type
-    if head.status >= 400 or kind.startswith(b"text/html"):
+    if head.status >= 400 or (kind.startswith(b"text/html") and _is_page(exchange)):
         return await _judge(exchange, going, head)
     exchange.tap = exchange.dialect.tap(exchange.intent, head.status, kind)
     if kind.startswith(_EVENTS):
         return await _take_stream(exchange, going, head)
-    if kind.startswith(_JSON) and head.status < 300 and head.kind is not Kind.NONE:
+    if _is_json(head) and head.status < 300 and head.kind is not Kind.NONE:
         return await _take_whole(exchange, going, head)
     if head.status == 200 and head.kind is Kind.NONE and exchange.intent.needs_model and exchange.method == "POST":
         return _broken("empty", f"a {head.status} without a body"), None
     return await _relay(exchange, going, head, [])
+
+
+def _is_json(head: Head) -> bool:
+    """Whether the body can be read as JSON: not JSON lines, not compressed against our asking."""
+    if head.content_type != _JSON and head.content_type.partition(b";")[0].rstrip() != _JSON:
+        return False
+    return not any(line[:17].lower() == b"content-encoding:" for line in head.lines)
+
+
+def _is_page(exchange: Exchange) -> bool:
+    """Whether HTML is somebody's error page, and not what was asked for: a customer's own file, a path of its own."""
+    assert exchange.call is not None
+    return exchange.operation != "other" and not exchange.call.path.endswith("/content")
 
 
 async def _judge(exchange: Exchange, going: Attempt, head: Head) -> Outcome:
@@ -201,12 +215,15 @@ def write_fault(exchange: Exchange, fault: Fault, said: Said | None) -> None:
     head = said.head
     body = exchange.dialect.refuse_fault(fault, said.body)
     lines = head.lines
-    if body != said.body and not head.content_type.startswith(_JSON):
+    if fault.scope is Scope.CALLER and (exchange.method == "HEAD" or not head.content_type.startswith(_JSON)):
+        body = redact(said.body)
+    elif body != said.body and not head.content_type.startswith(_JSON):
         lines = [line for line in lines if not line.lower().startswith(b"content-type:")]
         lines.append(b"content-type: application/json\r\n")
     if fault.scope is not Scope.CALLER:
         lines = [*lines, b"x-should-retry: false\r\n"]
-    _write_answer(exchange, head.status, lines, body)
+    length = head.get(b"content-length") if exchange.method == "HEAD" else b""
+    _write_answer(exchange, head.status, lines, body, length)
 
 
 def refuse(exchange: Exchange, refusal: Refusal, *, is_spent: bool = False) -> None:
@@ -223,11 +240,11 @@ def refuse(exchange: Exchange, refusal: Refusal, *, is_spent: bool = False) -> N
     _write_answer(exchange, status, lines, body)
 
 
-def _write_answer(exchange: Exchange, status: int, lines: list[bytes], body: bytes) -> None:
+def _write_answer(exchange: Exchange, status: int, lines: list[bytes], body: bytes, length: bytes = b"") -> None:
     assert not exchange.has_sent
     _begin(exchange, status)
     exchange.bytes_out = len(body)
-    end = b"Content-Length: %d\r\n%b\r\n" % (len(body), b"" if exchange.keeps_alive else _CLOSE)
+    end = b"Content-Length: %b\r\n%b\r\n" % (length or b"%d" % len(body), b"" if exchange.keeps_alive else _CLOSE)
     if exchange.method == "HEAD":
         body = b""
     exchange.protocol.write(b"".join((status_line(status), *lines, exchange.setup.extra_lines, end, body)))

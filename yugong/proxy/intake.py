@@ -242,15 +242,17 @@ def block_of(data: bytes, message: Message) -> bytes:
 def sort_fields(raw_headers: tuple[tuple[bytes, bytes], ...]) -> Fields:
     """What the header fields say. Raises `Refusal` (MALFORMED, INVALID_KEY)."""
     fields = Fields()
-    special: list[tuple[int, bytes, bytes]] = []
+    listed: list[bytes] = []
     for name, value in raw_headers:
         fate = _FATES.get(name) or _FATES.get(name.lower())
         if fate is None:
             fields.lines.append(b"%b: %b\r\n" % (name, value))
+        elif fate == _CONNECTION:
+            listed.append(value)  # last, for it takes out what came before or after it
         elif fate != _DROP:
-            special.append((fate, name, value))
-    for fate, name, value in special:
-        _HANDLERS[fate](fields, name, value)
+            _HANDLERS[fate](fields, name, value)
+    for value in listed:
+        _take_connection(fields, b"", value)
     fields.joined = b"".join(fields.lines)
     fields.is_json = b"json" in fields.content_type
     return fields

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from yugong.core.accounts import KeyRing
     from yugong.proxy.exchange import Exchange
     from yugong.proxy.spool import Spool
+    from yugong.proxy.websocket import WebSocketRelay
 
 
 class Way(NamedTuple):
@@ -93,6 +94,7 @@ class Line:
         "is_draining",
         "leg",
         "observer",
+        "relays",
         "report",
         "rng",
         "setup",
@@ -108,6 +110,8 @@ class Line:
         self.budget = budget
         #: Answers say `Connection: close`; no further request is read.
         self.is_draining = False
+        #: WebSockets being relayed: a drain tells them before it ends them.
+        self.relays: set[WebSocketRelay] = set()
         self.call_id: Callable[[], str]
         #: Tells the operator of a bug: what happened, and the exception.
         self.report: Callable[[str, BaseException], None]

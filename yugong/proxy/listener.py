@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SWEEP_EVERY = 1.0  # seconds
 LINGER = 2.0  # seconds an unread body is thrown away for, so that the refusal is not lost in a reset
 LINGER_BYTES = 8 << 20
+FAREWELL = 2.0  # seconds before a drain's end in which WebSockets are told to close: they would stay for a day
 
 
 class ClientProtocol(RequestHandler):
@@ -147,6 +148,10 @@ class ClientProtocol(RequestHandler):
         self.close()
         if self.transport is not None:
             self.transport.close()
+
+    def step_aside(self) -> None:
+        """The connection is a WebSocket's from here on: its relay keeps the time, `sweep` finds nothing to end."""
+        self._blocked_since = 0.0
 
     def is_secure(self, exchange: Exchange) -> bool:
         """Whether the client called us by https, as far as we can know."""
@@ -296,12 +301,15 @@ class Listener:
 
     async def drain(self, lame_duck: float, deadline: float) -> None:
         """Serves what comes on open connections for `lame_duck` seconds, then waits for calls under way until
-        `deadline` (loop time), then ends the rest."""
+        `deadline` (loop time), then ends the rest. WebSockets are told to come again (1012) shortly before that."""
         quiet = min(self._loop.time() + lame_duck, deadline)
         await self._emptied(quiet)
         while self.connections and self._loop.time() < deadline:
             for protocol in list(self.connections):
                 protocol.leave_if_idle()
+            if self._loop.time() >= deadline - FAREWELL:
+                for relay in list(self.line.relays):
+                    relay.drain()
             await self._emptied(min(self._loop.time() + 0.1, deadline))
         for protocol in list(self.connections):
             protocol.force_close()

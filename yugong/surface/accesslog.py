@@ -20,6 +20,8 @@ from yugong.surface.metrics import UsedTokens
 __all__ = ["FIELDS", "AccessLog", "LoggedCall"]
 
 RING_MAX = 8 * 1024 * 1024  # bytes that may wait in a worker: some 20 000 lines
+BATCH = 64  # calls whose lines are written in one go: 0.2 ms
+LINE_GUESS = 400  # bytes
 TEXT_MAX = 512  # characters of what a client chose
 
 
@@ -150,11 +152,12 @@ class LoggedCall(Protocol):
 class AccessLog:
     """A worker's lines that have not left yet."""
 
-    __slots__ = ("_clock", "_dropped", "_lines", "_second", "_size", "_stamp", "is_on")
+    __slots__ = ("_clock", "_dropped", "_ended", "_lines", "_second", "_size", "_stamp", "is_on")
 
     def __init__(self, dropped: Family[Total], *, is_on: bool = True) -> None:
         self.is_on = is_on
         self._dropped = dropped.labels("full")
+        self._ended: list[tuple[float, LoggedCall]] = []
         self._lines: list[bytes] = []
         self._size = 0
         self._second = -1
@@ -166,36 +169,47 @@ class AccessLog:
 
     @property
     def size(self) -> int:
-        """Bytes waiting."""
-        return self._size
+        """Bytes waiting, about."""
+        return self._size + len(self._ended) * LINE_GUESS
 
     def put(self, call: LoggedCall) -> None:
-        """Add one finished call (about 3 µs)."""
+        """Add one finished call, which must not change any more.
+
+        Lines are written a batch at a time: one after the other they cost 3 µs each, between the steps of calls, with
+        cold caches, 15 µs (measured at 10 000 calls a second).
+        """
         if not self.is_on:
             return
         if self._size >= RING_MAX:
             self._dropped.value += 1
             return
-        line = _encode(self._line(call)) + b"\n"
-        self._lines.append(line)
-        self._size += len(line)
+        self._ended.append((self._clock(), call))
+        if len(self._ended) >= BATCH:
+            self._write()
 
     def take(self) -> bytes:
         """All lines that wait, and forget them."""
+        self._write()
         lines, self._lines, self._size = self._lines, [], 0
         return b"".join(lines)
 
-    def _now(self) -> str:
-        now = self._clock()
+    def _write(self) -> None:
+        ended, self._ended = self._ended, []
+        for when, call in ended:
+            line = _encode(self._line(when, call)) + b"\n"
+            self._lines.append(line)
+            self._size += len(line)
+
+    def _at(self, now: float) -> str:
         second = int(now)
         if second != self._second:
             self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
 
-    def _line(self, call: LoggedCall) -> Line:
+    def _line(self, when: float, call: LoggedCall) -> Line:
         first_byte, usage, path = call.first_byte, call.usage, call.path
         line = Line(
-            self._now(),
+            self._at(when),
             call.id,
             call.client,
             call.account,

@@ -29,6 +29,7 @@ class Sink(Protocol):
     def on_fault(self, fault: WireFault) -> None: ...
 
 
+_START = b"HTTP/1."
 _ANY = HeadReader(frozenset())
 
 
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
         "_buffer",
         "_chunks",
         "_is_eof",
+        "_is_full",
         "_left",
         "_loop",
         "_method",
@@ -85,6 +87,8 @@ class Connection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[Head] | None = None
         self._is_eof = False
+        #: Reading stands because `early` is full.
+        self._is_full = False
         #: The answer's head once it is there.
         self.head: Head | None = None
         #: Body bytes that came before a sink did.
@@ -135,14 +139,14 @@ class Connection(asyncio.Protocol):
         self._sink = sink
         early, self.early = self.early, []
         self.early_bytes = 0
+        if self._is_full:  # our own pause; one the sink asks for, now or before, stands
+            self.resume_reading()
         for data in early:
             sink.on_body(data, None)
         if self.fault is not None:
             sink.on_fault(self.fault)
         elif self.is_done:
             sink.on_end()
-        else:
-            self.resume_reading()
 
     def take_early(self) -> bytes:
         """Takes what has come of the body so far."""
@@ -151,10 +155,12 @@ class Connection(asyncio.Protocol):
         return early[0] if len(early) == 1 else b"".join(early)
 
     def pause_reading(self) -> None:
+        self._is_full = False
         if self.transport is not None and self.transport.is_reading():
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
+        self._is_full = False
         if self.transport is not None and not self.transport.is_reading():
             self.transport.resume_reading()
 
@@ -215,44 +221,46 @@ class Connection(asyncio.Protocol):
     def _on_head(self, data: bytes) -> None:
         if self._buffer:
             data = self._buffer + data
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if len(data) > MAX_HEAD:
-                self.abort(WireFault("answer_head_too_large", Reach.HEAD, f"{len(data)} bytes"))
-            elif not b"HTTP/".startswith(data[:5]):
+        at = 0
+        while at < len(data):
+            if not data.startswith(_START[: len(data) - at], at):
                 self.abort(WireFault("malformed", Reach.SENT, "not HTTP"))
-            else:
-                self._buffer = data
-            return
-        end += 4
-        try:
-            head = self._reader.read(data[:end], self._method)
-        except FramingError as error:
-            self.abort(WireFault("malformed", Reach.HEAD, str(error)))
-            return
-        rest = data[end:]
-        self._buffer = b""
-        if head.status < 200:
+                return
+            end = data.find(b"\r\n\r\n", at) + 4
+            if (end if end >= 4 else len(data)) - at > MAX_HEAD:
+                self.abort(WireFault("answer_head_too_large", Reach.HEAD, f"{len(data) - at} bytes"))
+                return
+            if end < 4:
+                break
+            try:
+                head = self._reader.read(data[at:end], self._method)
+            except FramingError as error:
+                self.abort(WireFault("malformed", Reach.HEAD, str(error)))
+                return
+            if head.status >= 200:
+                self._begin(head, data[end:])
+                return
             if head.status == 101:
                 self.abort(WireFault("malformed", Reach.HEAD, "an upgrade nobody asked for"))
-            elif rest:
-                self._on_head(rest)
-            return
+                return
+            at = end
+        self._buffer = data[at:]
+
+    def _begin(self, head: Head, rest: bytes) -> None:
+        self._buffer = b""
         self.head = head
-        self._begin(head, rest)
+        self.resume_writing()  # an early answer: whoever still writes need not
+        if head.kind is Kind.NONE:
+            self._finish(len(rest))
+        else:
+            if head.kind is Kind.CHUNKED:
+                self._chunks = Chunks()
+            self._left = head.length
+            if rest:
+                self._on_body(rest)
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(head)
-
-    def _begin(self, head: Head, rest: bytes) -> None:
-        if head.kind is Kind.NONE:
-            self._finish(len(rest))
-            return
-        if head.kind is Kind.CHUNKED:
-            self._chunks = Chunks()
-        self._left = head.length
-        if rest:
-            self._on_body(rest)
 
     def _on_body(self, data: bytes) -> None:
         if self._chunks is not None:
@@ -290,8 +298,9 @@ class Connection(asyncio.Protocol):
         else:
             self.early.append(data)
             self.early_bytes += len(data)
-            if self.early_bytes > EARLY_LIMIT:
+            if self.early_bytes > EARLY_LIMIT and self.is_reading():
                 self.pause_reading()
+                self._is_full = True
 
     def _finish(self, excess: int = 0) -> None:
         self.is_done = True

@@ -7,6 +7,8 @@ headers reach the client is given by whoever makes the reader.
 
 from __future__ import annotations
 
+import re
+
 import httptools
 
 from yugong.core.framing import FramingError, Kind, body_kind
@@ -25,6 +27,7 @@ _FIXED = {
     b"connection": _DULL,
 }
 #: List headers that may come in several lines (RFC 9110 §5.3); of any other the last line counts.
+_CONNECTION = re.compile(rb"\r\nconnection:([^\r]*)", re.IGNORECASE)
 _REPEATABLE = (b"\r\nlink:", b"\r\nvary:", b"\r\ncache-control:", b"\r\nallow:")
 
 
@@ -103,7 +106,12 @@ class HeadReader:
             self._join_repeated(data, fields)
         head = Head(parser.get_status_code(), fields)
         self._sort(head, fields, method)
-        head.is_kept_alive = parser.should_keep_alive() and head.kind is not Kind.CLOSE
+        if head.status < 100:
+            raise FramingError(f"head: status {head.status}")
+        if head.kind is Kind.NONE:  # the parser is through with the message and has forgotten what it said
+            head.is_kept_alive = _keeps_alive(parser.get_http_version(), data)
+        else:
+            head.is_kept_alive = parser.should_keep_alive() and head.kind is not Kind.CLOSE
         return head
 
     def _sort(self, head: Head, fields: dict[bytes, bytes], method: str) -> None:
@@ -141,6 +149,8 @@ class HeadReader:
     def _join_repeated(self, data: bytes, fields: dict[bytes, bytes]) -> None:
         """Some header came twice: the lists among them are joined, the rest is as if only the last had come."""
         lowered = data.lower()
+        if lowered.count(b"\r\ntransfer-encoding:") > 1:  # a dictionary keeps the last only
+            raise FramingError("transfer-encoding twice")
         for prefix in _REPEATABLE:
             if lowered.count(prefix) > 1:
                 name = prefix[2:-1]
@@ -151,3 +161,9 @@ class HeadReader:
                 ]
                 spelling = next(key for key in fields if key.lower() == name)
                 fields[spelling] = b", ".join(values)
+
+
+def _keeps_alive(version: str, data: bytes) -> bool:
+    """RFC 9112 §9.3, for answers without a body."""
+    options = {option.strip().lower() for line in _CONNECTION.findall(data) for option in line.split(b",")}
+    return b"close" not in options and (version == "1.1" or b"keep-alive" in options)

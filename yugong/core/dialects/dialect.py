@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from mmap import mmap
-from typing import Protocol
+from typing import Final, Protocol
 
 from yugong.base.errors import Fault, Penalty, Reach, Refusal, Scope
 
@@ -130,8 +130,8 @@ class LimitFault(Fault):
 class FirstEvent:
     """What the head of a stream turned out to be (I2)."""
 
-    CONTENT = "content"  # pass everything on from here
-    WAIT = "wait"  # a preamble (created, ping, comment): hold it
+    CONTENT: Final = "content"  # pass everything on from here
+    WAIT: Final = "wait"  # a preamble (created, ping, comment): hold it
     # else a Fault
 
 

@@ -413,28 +413,33 @@ class StrippingTap(SseTap):
     is_transparent = False
 
     def feed(self, data: bytes) -> bytes:
-        length = len(data)
-        self.delivered_bytes += length
-        if self._is_between and data.find(b"\n") == length - 2 and data[-1] == 10:
-            at = data.rfind(b',"usage":null')
-            # Outermost, if the only bracket that closes behind it is the last: then bytes can be cut out unparsed. An
-            # unescaped quotation mark behind a comma can only open a member's name.
-            if at > 0 and data.find(b"}", at) == length - 3 and data.find(b"]", at) < 0:
-                self._events += 1
-                self._last = data
-                return data[:at] + data[at + 13 :]
-        return self._strip_all(data)
-
-    def _strip_all(self, data: bytes) -> bytes:
+        self.delivered_bytes += len(data)
+        if self._is_between and data[-2:] == b"\n\n":
+            if data.find(b"\n") == len(data) - 2:
+                return self._strip(data)
+            if data.find(b"\r") < 0:  # a slow reader gets several events at once
+                return b"".join([self._strip(event + b"\n\n") for event in data[:-2].split(b"\n\n")])
         splitter = self._splitter
         out = b"".join([self._strip(piece) for piece in splitter.feed(data)])
         self._is_between = splitter.is_between
         return out
 
     def _strip(self, piece: bytes) -> bytes:
+        """An event without its `"usage":null`; nothing for the extra event."""
         if isinstance(piece, Part):
             self._take_part(piece)
             return bytes(piece)
+        at = piece.rfind(b',"usage":null')
+        # Outermost, if the only bracket that closes behind it is the last: then bytes can be cut out unparsed. An
+        # unescaped quotation mark behind a comma can only open a member's name.
+        is_outermost = at > 0 and piece.find(b"}", at) == len(piece) - 3 and piece.find(b"]", at) < 0
+        if is_outermost and piece.find(b"\n") == len(piece) - 2 and piece[-1] == 10 and piece.find(b"\r") < 0:
+            self._events += 1
+            self._last = piece
+            return piece[:at] + piece[at + 13 :]
+        return self._strip_slowly(piece)
+
+    def _strip_slowly(self, piece: bytes) -> bytes:
         self._take(piece)
         if piece.rfind(b'"usage"') < 0:
             return piece
