@@ -18,7 +18,7 @@ import orjson
 from yugong import __version__
 from yugong.supervisor.exits import MEANINGS, Exit, StartError
 
-__all__ = ["main"]
+__all__ = ["is_compiled", "main"]
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -184,10 +184,17 @@ def _version(options: argparse.Namespace) -> int:
     import platform
 
     if options.json:
-        _print({"version": __version__, "python": platform.python_version()})
+        _print({"version": __version__, "python": platform.python_version(), "compiled": is_compiled()})
     else:
-        sys.stdout.write(f"yugong {__version__}\n")
+        sys.stdout.write(f"yugong {__version__}, {'compiled' if is_compiled() else 'not compiled'}\n")
     return Exit.OK
+
+
+def is_compiled() -> bool:
+    """Whether the hot path runs as C, not as the sources beside it. The build compiles all of it or nothing."""
+    from yugong.proxy import exchange
+
+    return not exchange.__file__.endswith(".py")
 
 
 # --- customer keys ---------------------------------------------------------------------------------------------------

@@ -50,15 +50,19 @@ class Progress(NamedTuple):
 BACKOFF_BASE = 0.1  # seconds
 BACKOFF_CAP = 4.0
 
+_ELSEWHERE = frozenset({Penalty.EXCLUDE, Penalty.PARK, Penalty.QUARANTINE})
+_NOT_THIS_ONE = frozenset({401, 404, 429})
 #: Statuses by which upstream says that it did not act; any other failure after sending may have happened.
 _NOT_ACTED = frozenset({400, 401, 402, 403, 404, 408, 409, 413, 422, 425, 429, 503, 529})
 
 
 def is_routing(fault: Fault) -> bool:
-    """Whether trying elsewhere is choosing, not hammering: it does not count against the retry budget."""
-    return fault.penalty in (Penalty.COOL, Penalty.EXCLUDE, Penalty.PARK, Penalty.QUARANTINE) or (
-        fault.scope in (Scope.MODEL, Scope.KEY) and fault.status in (401, 404, 429)
-    )
+    """Whether trying elsewhere is choosing, not hammering: it does not count against the retry budget.
+
+    Upstream has said that this key, org or model is not the one, or is full. Overload (503, 529) is said of the whole,
+    so it counts like any failure.
+    """
+    return fault.penalty in _ELSEWHERE or fault.status in _NOT_THIS_ONE
 
 
 def may_have_acted(fault: Fault) -> bool:
@@ -102,7 +106,7 @@ class RetryBudget:
 
     __slots__ = ("_floor", "_level", "_share", "_since")
 
-    CAP = 100.0  # retries saved up at most
+    CAP = 20.0  # retries saved up at most: what a sudden outage may cost beyond the share
 
     def __init__(self, share: float, floor: float) -> None:
         self._share = share

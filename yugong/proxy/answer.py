@@ -83,6 +83,8 @@ async def _judge(exchange: Exchange, going: Attempt, head: Head) -> Outcome:
         body = b"".join(collector.pieces)
     fault = exchange.dialect.judge(head.status, head.pairs(), body)
     if fault is not None:
+        if head.status == 409 and exchange.intent.needs_model:
+            fault.is_retryable, fault.scope = True, Scope.MODEL  # there is no object to conflict over; SDKs try again
         return fault, Said(head, body)
     exchange.tap = exchange.dialect.tap(exchange.intent, head.status, head.content_type)
     _write_whole(exchange, head, body)
@@ -151,7 +153,7 @@ def _break(exchange: Exchange, relay: Relay, fault: Fault, *, is_events: bool) -
     exchange.reason = fault.kind
     exchange.keeps_alive = False
     exchange.line.observer.broken(fault.kind)
-    if is_events:
+    if is_events and relay.can_append():
         refusal = Refusal(RefusalKind.BAD_UPSTREAM, "The upstream broke off in the middle of this answer.")
         relay.on_rest(exchange.dialect.stream_error(refusal, exchange.intent))
         relay.end()

@@ -302,7 +302,7 @@ class Exchange:
         start = b"%b%b\r\n%b%b" % (before, way.authority, setup.credentials(org, lease.key, self.dialect), after)
         wire = Wire(self.method, start, setup.reader, self.waits, self.started + self.waits.total)
         if call.spooled is not None:
-            wire.more = call.spooled.pieces()
+            wire.more = call.spooled.pieces
         going: Attempt | None = None
         fault: Fault | None = None
         said: Said | None = None

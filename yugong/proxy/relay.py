@@ -177,6 +177,10 @@ class Relay:
         self.bytes_out += len(rest)
         self._transport.write(b"%x\r\n%b\r\n" % (len(rest), rest) if self._is_chunked else rest)
 
+    def can_append(self) -> bool:
+        """Whether an event of ours may follow: not inside an event, nor in a body whose length has been said."""
+        return self._is_chunked and self._tap.is_between_events()
+
     def end(self) -> None:
         """The last chunk."""
         if self._is_chunked:

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import mmap
 import os
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
 from typing import cast
 
 from yugong.core.keypool.buckets import LANE
@@ -74,10 +74,25 @@ class PoolState:
     def clear_lane(self, lane: int) -> None:
         """A worker is gone: what its lane counted is no more. Called by the supervisor before the lane is reused."""
         assert 0 <= lane < LANES
-        for slot in range(GROUP_ROWS):
+        for slot in self._slots():
             row = _GROUP_AT + slot * GROUP_ROW
             if self.cells[row] and self.cells[row + LANE + lane]:
                 self.cells[row + LANE + lane] = 0
+
+    def _slots(self) -> Iterator[int]:
+        """Group rows that memory stands behind: the file's holes are not read, or they would be filled."""
+        at, end = _GROUP_AT * CELL, SIZE
+        done = -1
+        while at < end:
+            try:
+                start = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError:
+                return
+            at = min(os.lseek(self._fd, start, os.SEEK_HOLE), end)
+            first = max((start - _GROUP_AT * CELL) // (GROUP_ROW * CELL), done + 1)
+            last = (at - 1 - _GROUP_AT * CELL) // (GROUP_ROW * CELL)
+            yield from range(first, last + 1)
+            done = max(done, last)
 
     def _find(self, name: str, start: int, rows: int, size: int, is_made: bool) -> int:
         known = self._rows.get((size, name))

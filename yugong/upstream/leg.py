@@ -8,7 +8,7 @@ second). Knows no keys, pools or dialects; never follows a redirect, keeps no co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from yugong.base.errors import Reach, WireFault
@@ -45,7 +45,7 @@ class Wire:
         #: Reads the answer's head.
         self.reader = reader
         #: The rest of a body too large for memory, read anew for every attempt.
-        self.more: AsyncIterator[bytes] | None = None
+        self.more: Callable[[], AsyncIterator[bytes]] | None = None
         self.timeouts = timeouts
         #: Loop time at which the whole call is over.
         self.deadline = deadline
@@ -130,14 +130,12 @@ class Leg:
             self._attempts.add(attempt)
             try:
                 if wire.more is not None:
-                    await self._send_rest(attempt, waiter, wire.more)
+                    await self._send_rest(attempt, waiter, wire.more())
                 await waiter
             except WireFault as fault:
                 self.drop(attempt)
                 if not fault.is_stale:
                     raise
-                if wire.more is not None:  # its first pieces are spent: the whole attempt has to be made anew
-                    raise WireFault(fault.kind, Reach.UNSENT, fault.detail, is_stale=True) from fault
                 connection = None
             except BaseException:
                 _forget(waiter)

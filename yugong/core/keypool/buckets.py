@@ -13,7 +13,7 @@ from collections.abc import MutableSequence
 from enum import IntEnum
 
 from yugong.base.clock import SECOND
-from yugong.core.keypool.cells import LANES
+from yugong.core.keypool.cells import GROUP_ROW, LANES
 
 Cells = MutableSequence[int]
 
@@ -38,7 +38,9 @@ _MASK = _LIMIT + DIMENSIONS
 COOL_UNTIL = _MASK + 1
 CONCURRENCY = COOL_UNTIL + 1
 LANE = CONCURRENCY + 1
-assert LANE + LANES <= 48
+#: The tick at which upstream last corrected the row: what was reserved before is not given back after.
+TAUGHT = LANE + LANES
+assert TAUGHT < GROUP_ROW
 
 Cost = tuple[int, ...]
 """Units asked for, by `Dimension`."""
@@ -104,11 +106,12 @@ def take(cells: Cells, row: int, amounts: Cost, now: int) -> None:
         cells[at] = (tat if tat > now else now) - moved
 
 
-def put_back(cells: Cells, row: int, amounts: Cost, now: int) -> None:
+def put_back(cells: Cells, row: int, amounts: Cost, now: int, elapsed: int = 0) -> None:
     """Gives back what was reserved and never used (the attempt never left)."""
     for dimension in _LIMITED[cells[row + _MASK]]:
         at = row + _TAT + dimension
-        cells[at] = max(cells[at] - amounts[dimension] * WINDOWS[dimension] // cells[row + _LIMIT + dimension], now)
+        back = max(amounts[dimension] * WINDOWS[dimension] // cells[row + _LIMIT + dimension] - elapsed, 0)
+        cells[at] = max(cells[at] - back, min(now, cells[at]))
 
 
 def lower(cells: Cells, row: int, dimension: Dimension, left: int, now: int) -> None:

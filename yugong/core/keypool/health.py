@@ -117,10 +117,12 @@ def step(
     elif event is Event.UNKNOWN and state is State.PROBING:
         cells[row + UNTIL] = now
     elif following in _OUT and (state is not following or event in _TIMES):
+        if state is State.PROBING:
+            cells[row + UNTIL] = 0
         _set_out(cells, row, now, _TIMES.get(event, kind), spread)
     if following is not state:
         cells[row + SINCE] = now
-    if event in (Event.STRIKE, Event.PARK, Event.QUARANTINE, Event.EXCLUDE):
+    if event in _TIMES or (event is Event.STRIKE and state not in _OUT):
         cells[row + REASON] = reason
     cells[row + STATE] = following
     return following

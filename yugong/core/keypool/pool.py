@@ -10,7 +10,7 @@ serve.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from fnmatch import fnmatchcase
 
 from yugong.base.clock import SECOND, to_ticks
@@ -21,11 +21,13 @@ from yugong.core.keypool.cells import Home
 from yugong.core.keypool.health import Event, State
 from yugong.core.keypool.spec import Key, Lease, LimitSpec, Org, OrgSpec, Place, Shortage
 
+_SMALLEST = buckets.cost(1, 1)  # what fits if anything does
 _AVOIDED = Shortage("avoided", 0)
 
 EWMA_WEIGHT = 0.1  # of the newest time to first byte; a slower one counts at once (peak EWMA)
 FIRST_GUESS = 0.5  # seconds to first byte of an org never asked
 MODELS_KEPT = 512  # candidate lists kept; one more clears them (36: 100 000 random model names)
+PANIC_LOOKS = 8  # places looked at when everybody is out
 COOL_DEFAULT = 1.0  # seconds after a 429 that names no wait
 LEARN_EVERY = SECOND // 50  # ticks between looks at one place's limit headers
 NAP = SECOND // 10  # how long a place that is out without a known end is left alone
@@ -102,7 +104,7 @@ class Pool:
                 return found
             shortage = found if shortage is None else shortage.soonest(found)
         assert shortage is not None
-        return shortage
+        return self._fail_open(tiers, ask, now) or shortage
 
     def _from_tier(self, tier: Tier, ask: Ask, now: int) -> Lease | Shortage:
         if tier.sleeping:
@@ -127,9 +129,24 @@ class Pool:
                 shortage = shortage.soonest(found)
         finally:
             awake.extend(avoided)
-        for until, _, place in tier.sleeping[:1]:
-            shortage = shortage.soonest(Shortage(place.why, until))
+        for until, _, place in tier.sleeping:
+            is_sooner = until < shortage.until or shortage is _AVOIDED
+            if is_sooner and place.org.spec.name not in ask.avoid_orgs:
+                shortage = shortage.soonest(Shortage(place.why, until))
         return shortage
+
+    def _fail_open(self, tiers: list[Tier], ask: Ask, now: int) -> Lease | None:
+        """Everybody left is out for strikes: better one of them than nobody (Envoy's panic threshold).
+
+        Refused keys, orgs without money and what is full stay out; so does everything while the origin itself is out.
+        """
+        for tier in tiers:
+            for _, _, place in tier.sleeping[:PANIC_LOOKS]:
+                if place.why in _STRUCK and place.org.spec.name not in ask.avoid_orgs:
+                    found = self._try(place, ask, now, is_forced=True)
+                    if isinstance(found, Lease):
+                        return found
+        return None
 
     def _draw(self, awake: list[Place]) -> Place:
         """Power of two choices."""
@@ -154,34 +171,55 @@ class Pool:
             awake[place.at] = last
         return place
 
-    def _try(self, place: Place, ask: Ask, now: int) -> Lease | Shortage:
+    def _try(self, place: Place, ask: Ask, now: int, *, is_forced: bool = False) -> Lease | Shortage:
         org = place.org
         cells = self._home.cells
+        if now >= place.look_at:
+            self._look_up(place, now)
         has_due = False
         # Who is out, and from when one call may probe it; the widest first.
         for row in (org.origin_row, org.row, place.model_row):
             if row and cells[row + health.STATE] > State.SUSPECT:
                 if cells[row + health.UNTIL] > now:
+                    if is_forced and row != org.origin_row and cells[row + health.STATE] in _ON_PROBATION:
+                        continue
                     place.why = _whose(place, row)
-                    return Shortage(place.why, cells[row + health.UNTIL])
+                    return Shortage(place.why, _end(cells, row, now))
                 has_due = True
         key = self._pick_key(org, ask.avoid_keys, now)
         if key is None:
             place.why = "keys_out"
-            until = min((cells[k.row + health.UNTIL] for k in org.keys), default=buckets.NEVER)
+            until = min((_end(cells, k.row, now) for k in org.keys), default=buckets.NEVER)
             return Shortage("keys_out", max(until, now + NAP), is_for_all=not ask.avoid_keys)
         row = place.group_row
         if row:
             at = self._take(row, ask.amounts, now)
             if at > now:
                 place.why = "full"
-                return Shortage("too_large" if at == buckets.NEVER else "full", at, is_for_all=at != buckets.NEVER)
+                is_for_all = buckets.ready_at(cells, row, _SMALLEST, now) > now
+                return Shortage("too_large" if at == buckets.NEVER else "full", at, is_for_all=is_for_all)
         lease = Lease(place, key, ask.amounts, now)
         lease.has_lane = bool(row and cells[row + buckets.CONCURRENCY])
-        if has_due or cells[key.row + health.STATE] > State.SUSPECT:
-            self._claim_probes(lease, now)
         org.in_flight += 1
+        if has_due or cells[key.row + health.STATE] > State.SUSPECT:
+            taken = self._claim_probes(lease, now)
+            if taken:
+                return self._yield_to_probe(lease, taken, now)
         return lease
+
+    def _look_up(self, place: Place, now: int) -> None:
+        """Rows that other workers have made for this place."""
+        place.look_at = now + NAP
+        place.group_row = place.group_row or self._home.group_row(place.group_name, is_made=False)
+        place.model_row = place.model_row or self._home.health_row(place.model_name, is_made=False)
+
+    def _yield_to_probe(self, lease: Lease, row: int, now: int) -> Shortage:
+        """Somebody else's call was faster to probe `row`: this one has to go elsewhere."""
+        for mine in list(lease.probes):
+            self._step(lease, mine, Event.UNKNOWN, now)
+        self.release(lease, now, None, was_sent=False)
+        lease.place.why = _whose(lease.place, row)
+        return Shortage(lease.place.why, now + NAP)
 
     def _take(self, row: int, amounts: Cost, now: int) -> int:
         """Reserves in a group's buckets; the tick from which that is possible, if it is not now."""
@@ -213,16 +251,22 @@ class Pool:
             return key
         return None
 
-    def _claim_probes(self, lease: Lease, now: int) -> None:
-        cells = self._home.cells
-        place = lease.place
+    def _claim_probes(self, lease: Lease, now: int) -> int:
+        """Makes this call the probe of what is due; a row whose probe somebody else has begun meanwhile, or 0."""
+        home, place = self._home, lease.place
         for row in (place.org.origin_row, place.org.row, place.model_row, lease.key.row):
-            if row and cells[row + health.STATE] > State.SUSPECT:
-                self._home.lock(row)
-                if health.is_due(cells, row, now):
-                    health.step(cells, row, Event.PROBE, now)
-                    lease.probes.append(row)
-                self._home.unlock(row)
+            if not row or home.cells[row + health.STATE] <= State.SUSPECT:
+                continue
+            home.lock(row)
+            is_mine = health.is_due(home.cells, row, now)
+            if is_mine:
+                health.step(home.cells, row, Event.PROBE, now)
+                lease.probes.append(row)
+            is_lost = not is_mine and home.cells[row + health.STATE] > State.SUSPECT
+            home.unlock(row)
+            if is_lost:
+                return row
+        return 0
 
     # -- what an outcome teaches ------------------------------------------------------------------------------------
 
@@ -236,8 +280,8 @@ class Pool:
                     self._step(lease, row, Event.SUCCESS, now)
             return
         for row, event, kind in _effects(lease, fault, self._model_row):
-            self._step(lease, row, event, now, kind, reason)
-        if fault.penalty is Penalty.COOL:
+            self._step(lease, row, event, now, kind=kind, reason=reason)
+        if fault.penalty is Penalty.COOL and fault.scope is not Scope.CALLER:
             self._cool(lease, fault.wait, now)
         # A probe that got any answer but one about itself has shown that it works.
         verdict = Event.SUCCESS if fault.reach >= Reach.HEAD and fault.scope in _SPEAKS_WELL else Event.UNKNOWN
@@ -245,7 +289,7 @@ class Pool:
             self._step(lease, row, verdict, now)
 
     def _step(
-        self, lease: Lease, row: int, event: Event, now: int, kind: health.Kind = health.KEY, reason: int = 0
+        self, lease: Lease, row: int, event: Event, now: int, *, kind: health.Kind = health.KEY, reason: int = 0
     ) -> None:
         cells = self._home.cells
         if not row or (event is Event.SUCCESS and cells[row + health.STATE] == State.HEALTHY):
@@ -256,7 +300,13 @@ class Pool:
         is_late = (
             cells[row + health.STATE] > State.SUSPECT and not is_probe and lease.started <= cells[row + health.SINCE]
         )
-        if not (is_late and event in (Event.SUCCESS, Event.UNKNOWN)):
+        state = State(cells[row + health.STATE])
+        is_known = is_late and (
+            state is State.PROBING
+            or event in (Event.SUCCESS, Event.UNKNOWN)
+            or health.TRANSITIONS[state, event] is state
+        )
+        if not is_known:
             health.step(cells, row, event, now, kind=kind, reason=reason, spread=self._rng())
         self._home.unlock(row)
         if is_probe:
@@ -289,10 +339,12 @@ class Pool:
             if wanted != in_force:
                 self._home.lock(row)
                 buckets.set_limit(cells, row, dimension, wanted)
+                cells[row + buckets.TAUGHT] = now
                 self._home.unlock(row)
         if left is not None and left < buckets.remaining(cells, row, dimension, now):
             self._home.lock(row)
             buckets.lower(cells, row, dimension, left, now)
+            cells[row + buckets.TAUGHT] = now
             self._home.unlock(row)
 
     def release(self, lease: Lease, now: int, first_byte: float | None, was_sent: bool) -> None:
@@ -306,7 +358,8 @@ class Pool:
                 buckets.leave(cells, row, self._lane)
             if not was_sent:
                 self._home.lock(row)
-                buckets.put_back(cells, row, lease.amounts, now)
+                if lease.started > cells[row + buckets.TAUGHT]:
+                    buckets.put_back(cells, row, lease.amounts, now, now - lease.started)
                 self._home.unlock(row)
         if first_byte is not None:
             if first_byte > org.latency:
@@ -380,7 +433,14 @@ class Pool:
         return place.group_row
 
 
+def _end(cells: MutableSequence[int], row: int, now: int) -> int:
+    """The tick from which a subject that is out may serve; a probe's end is near, whatever its latest is."""
+    until = cells[row + health.UNTIL]
+    return min(until, now + NAP) if cells[row + health.STATE] == State.PROBING else until
+
+
 def _whose(place: Place, row: int) -> str:
+    """Why a place is out, by the row that says so."""
     if row == place.org.origin_row:
         return "origin_out"
     return "org_out" if row == place.org.row else "model_out"
@@ -396,6 +456,8 @@ def _matches(patterns: tuple[str, ...], model: str) -> bool:
     return any(fnmatchcase(model, pattern) for pattern in patterns)
 
 
+_STRUCK = frozenset({"org_out", "model_out"})
+_ON_PROBATION = frozenset({State.EJECTED})
 #: Scopes whose faults say that key and org as such are in order.
 _SPEAKS_WELL = frozenset({Scope.MODEL, Scope.CALLER})
 
@@ -419,6 +481,8 @@ def _effects(lease: Lease, fault: Fault, model_row: Callable[[Place], int]) -> l
         return [(place.org.row, event, health.ORG)]
     if fault.scope is Scope.MODEL:
         return [(model_row(place), event, health.MODEL)]
+    if fault.scope is Scope.ORIGIN and fault.reach is Reach.UNSENT:
+        return [(place.org.origin_row, event, health.ORIGIN)]  # nobody was reached: it says nothing of the org
     if fault.scope is Scope.ORIGIN:
         # A failing answer speaks of the org that got it first, and of the origin only if nobody fares better.
         return [(place.org.row, event, health.ORG), (place.org.origin_row, event, health.ORIGIN)]

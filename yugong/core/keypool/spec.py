@@ -71,7 +71,18 @@ class Org:
 class Place:
     """One org as a candidate for one model."""
 
-    __slots__ = ("at", "ceilings", "group_name", "group_row", "learn_at", "model_name", "model_row", "org", "why")
+    __slots__ = (
+        "at",
+        "ceilings",
+        "group_name",
+        "group_row",
+        "learn_at",
+        "look_at",
+        "model_name",
+        "model_row",
+        "org",
+        "why",
+    )
 
     def __init__(self, org: Org, group_name: str, model_name: str) -> None:
         self.org = org
@@ -86,6 +97,7 @@ class Place:
         self.at = 0
         #: The tick from which its limit headers are looked at again.
         self.learn_at = 0
+        self.look_at = 0
         #: Why it sleeps.
         self.why = ""
 
