@@ -1,8 +1,8 @@
 """Who runs: each contender is a way to start one proxy before one upstream, all it writes under one folder.
 
-nginx is the limit, the plain relay the yardstick, Yugong the product as shipped: `python -m yugong run --config FILE`
-with metrics and access log on. LiteLLM and Portkey join where `bench.peers` has installed them. Knows nothing of what
-is measured.
+nginx is the limit, the plain relay the yardstick, Yugong the product as shipped: what is installed, started by
+`python -P -m yugong run --config FILE` with metrics and access log on. LiteLLM and Portkey join where `bench.peers` has
+installed them. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def launch_yugong(folder: Path, settings: dict[str, Any], cores: set[int] | None
     file = folder / "yugong.yaml"
     file.write_text(json.dumps({**settings, **own}, indent=1))  # JSON is YAML
     file.chmod(0o600)
-    command = [sys.executable, "-m", "yugong", "run", "--config", str(file)]
+    # -P: what is installed, which is compiled, and not the tree that this runs in
+    command = [sys.executable, "-P", "-m", "yugong", "run", "--config", str(file)]
     running = Running("yugong", command, folder / "yugong.log", cores=cores, cwd=ROOT)
     return _started("yugong", running, port, "/readyz", admin_port)
 

@@ -6,14 +6,24 @@ Fixtures for one floor live in that floor's own conftest.py.
 import asyncio
 import inspect
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
 import uvloop
 
+import yugong
+
+ROOT = Path(__file__).resolve().parents[1]
 GRACE = 1.0
 """Seconds a cancelled or ending task is given to be gone before it counts as leaked."""
+
+# Processes that a test starts are of the Yugong that it imports itself: the sources, or what is installed and compiled.
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [Path(yugong.__file__).parents[1], ROOT]))
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
 
 hypothesis.settings.register_profile("house", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from yugong import __version__
-from yugong.cli import INNER, main
+from yugong.cli import INNER, is_compiled, main
 from yugong.supervisor.exits import MEANINGS, Exit
 
 GOOD = {
@@ -53,7 +53,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def test_version(run: Run) -> None:
-    assert run("version") == (0, f"yugong {__version__}\n", "")
+    build = "compiled" if is_compiled() else "not compiled"
+    assert run("version") == (0, f"yugong {__version__}, {build}\n", "")
     assert run("--version") == (0, f"yugong {__version__}\n", "")
     assert json.loads(run("version", "--json")[1])["version"] == __version__
 

@@ -26,6 +26,7 @@ FLOORS = {
     "worker": 5,
     "supervisor": 5,
     "keeper": 5,
+    "wiring": 5,
     "__main__": 5,
 }
 """First component under the package → floor (design: floors)."""

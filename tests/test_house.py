@@ -1,5 +1,6 @@
 """The house and its papers agree: locks with pyproject, targets with the Makefile, the version with the changelog."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 LOCKS = {"requirements.lock": (), "requirements-dev.lock": ("test", "dev")}
 """Lock file → the extras it carries beside what the program needs to run."""
 
-TARGETS = "help run demo test check system bench bench-peers fuzz lock clean".split()
+TARGETS = "help run demo test check system compiled bench bench-peers fuzz lock clean".split()
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:
@@ -123,3 +124,68 @@ def test_ci_is_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o100
     assert script.read_text("utf-8").rstrip().endswith("\nmake test")
+
+
+# --- what is compiled ------------------------------------------------------------------------------------------------
+
+COMPILED = frozenset(
+    f"{folder}/{name}".replace("/", ".")
+    for folder, names in PROJECT["tool"]["yugong"]["compile"].items()
+    for name in names
+)
+
+
+def heirs(name: str, source: str) -> Iterator[str]:
+    """The classes of a module that is not compiled which inherit from one that is."""
+    tree = ast.parse(source)
+    origins: dict[str, str] = {}
+    for node in ast.walk(tree):
+        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            origins[alias.asname or alias.name] = module + alias.name
+    for node in ast.walk(tree):
+        for base in map(ast.unparse, node.bases) if isinstance(node, ast.ClassDef) else ():
+            first, dot, rest = base.partition(".")
+            whole = origins.get(base) or origins.get(first, first) + dot + rest
+            if whole.rpartition(".")[0] in COMPILED:
+                yield f"{name}: {node.name} inherits from {whole}"
+
+
+def test_every_compiled_module_exists_and_is_named_once() -> None:
+    table = PROJECT["tool"]["yugong"]["compile"]
+    assert [name for name in COMPILED if not (ROOT / f"{name.replace('.', '/')}.py").is_file()] == []
+    assert [names for names in table.values() if names != sorted(set(names))] == []
+    assert "yugong.proxy.exchange" in COMPILED, "by it one tells whether anything is"
+
+
+def test_nothing_uncompiled_inherits_from_the_compiled() -> None:
+    """An instance of a subclass that was not compiled with its base is refused by compiled callers: a TypeError."""
+    found: list[str] = []
+    for path in sorted((ROOT / "yugong").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if name not in COMPILED:
+            found += heirs(name, path.read_text("utf-8"))
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from yugong.base.errors import Refusal\nclass Odd(Refusal): pass",
+        "from yugong.base import errors as e\nclass Odd(e.Refusal): pass",
+        "import yugong.base.errors\nclass Odd(yugong.base.errors.Refusal): pass",
+    ],
+)
+def test_an_heir_of_the_compiled_is_seen(source: str) -> None:
+    assert list(heirs("x", source)) == ["x: Odd inherits from yugong.base.errors.Refusal"]
+
+
+def test_nothing_compiled_lies_among_the_sources() -> None:
+    """It would be imported instead of the source beside it, also after that has changed."""
+    assert [path for path in (ROOT / "yugong").rglob("*") if path.suffix in (".so", ".pyd", ".c")] == []
+
+
+def test_the_choice_of_make_is_what_is_tested() -> None:
+    """`PYTHONSAFEPATH=1` asks for what is installed; without it the tree comes first."""
+    is_tree = Path(yugong.__file__).is_relative_to(ROOT / "yugong")
+    assert is_tree is not bool(sys.flags.safe_path)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin.py"))]
 PATIENCE = 30.0
 """Seconds for anything: machines that run tests do other things as well."""
@@ -117,7 +116,6 @@ class Installation:
             cwd=self.directory,
             env={
                 **home,
-                "PYTHONPATH": str(ROOT),
                 "HOME": str(self.directory),
                 "TMPDIR": str(self.directory),
                 "PYTHONWARNINGS": "",
