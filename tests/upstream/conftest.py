@@ -259,7 +259,8 @@ def ask(leg: Leg) -> Callable[..., Awaitable[Attempt]]:
         start = f"{method} {path} HTTP/1.1\r\nHost: {spec.authority}\r\nContent-Length: {length}\r\n\r\n".encode()
         waits, total = Waits(**more.get("waits", {})), more.get("total", PATIENCE)
         wire = Wire(method, start + body, READER, waits, leg.now() + total)
-        wire.more = more.get("more")
+        pieces = more.get("more")
+        wire.more = pieces if pieces is None or callable(pieces) else lambda: pieces
         return await asyncio.wait_for(leg.send(leg.origin(spec), wire), PATIENCE)
 
     return send

@@ -10,7 +10,6 @@ from aiohttp import web
 
 from yugong.base.errors import Reach, Refusal, RefusalKind, WireFault
 from yugong.core.frames import TEXT, write_frame
-from yugong.core.framing import Kind
 from yugong.upstream.connection import MAX_HEAD, Head
 from yugong.upstream.handshake import (
     BODY_MAX,
@@ -46,7 +45,7 @@ def with_protocols(*values: bytes) -> list[tuple[bytes, bytes]]:
 def switched(**changes: bytes | None) -> Head:
     values = {"upgrade": b"WebSocket", "connection": b"upgrade", "sec_websocket_accept": accept_of(KEY), **changes}
     headers = [(name.replace("_", "-").encode(), value) for name, value in values.items() if value is not None]
-    return Head(101, headers, Kind.NONE, 0)
+    return Head(101, dict(headers))
 
 
 # -- the client's request ---------------------------------------------------------------------------------------------
@@ -408,7 +407,7 @@ async def test_a_real_server_accepts_our_request() -> None:
 def test_the_switch_to_the_client_shows_only_what_it_may() -> None:
     upgrade = Upgrade(b"ACCEPT", (b"realtime",))
     headers = [(b"x-request-id", b"r1"), (b"set-cookie", b"a=b"), (b"openai-organization", b"o"), (b"server", b"s")]
-    accepted = Accepted(asyncio.Transport(), Head(101, headers, Kind.NONE, 0), b"realtime", b"")
+    accepted = Accepted(asyncio.Transport(), Head(101, dict(headers)), b"realtime", b"")
     assert write_switch(upgrade, accepted, [(b"x-yugong-call", b"yg_1")]) == (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: ACCEPT\r\nSec-WebSocket-Protocol: realtime\r\nx-request-id: r1\r\n"
