@@ -106,7 +106,7 @@ class RetryBudget:
 
     __slots__ = ("_floor", "_level", "_share", "_since")
 
-    CAP = 20.0  # retries saved up at most: what a sudden outage may cost beyond the share
+    CAP = 60.0  # retries saved up at most: what many calls timing out together may need at once
 
     def __init__(self, share: float, floor: float) -> None:
         self._share = share

@@ -370,10 +370,13 @@ class Pool:
     # -- what the pool is made of -----------------------------------------------------------------------------------
 
     def has_other(self, ask: Ask) -> bool:
-        """Whether some org that offers the model is not avoided yet."""
+        """Whether some org that may serve the model, if only for want of others, is not avoided yet."""
         for tier in self._tiers(ask.dialect, ask.model):
             for place in tier.awake:
                 if place.org.spec.name not in ask.avoid_orgs:
+                    return True
+            for _, _, place in tier.sleeping[:PANIC_LOOKS]:
+                if place.why in _STRUCK and place.org.spec.name not in ask.avoid_orgs:
                     return True
         return False
 

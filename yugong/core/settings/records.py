@@ -199,7 +199,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     attempts: Annotated[int, Spec("attempts for one call, the first included", WHOLE, (1, 16))] = 5
-    budget_share: Annotated[float, Spec("attempts beyond the first, as a share of calls", NUMBER, (0, 1))] = 0.15
+    budget_share: Annotated[float, Spec("attempts beyond the first, as a share of calls", NUMBER, (0, 1))] = 0.12
     budget_floor: Annotated[
         float, Spec("attempts beyond the first that are always allowed, a second", NUMBER, (0, 100_000))
     ] = 10.0
