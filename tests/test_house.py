@@ -171,13 +171,25 @@ def test_nothing_uncompiled_inherits_from_the_compiled() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from yugong.base.errors import Refusal\nclass Odd(Refusal): pass",
-        "from yugong.base import errors as e\nclass Odd(e.Refusal): pass",
-        "import yugong.base.errors\nclass Odd(yugong.base.errors.Refusal): pass",
+        "from yugong.proxy.exchange import Exchange\nclass Odd(Exchange): pass",
+        "from yugong.proxy import exchange as e\nclass Odd(e.Exchange): pass",
+        "import yugong.proxy.exchange\nclass Odd(yugong.proxy.exchange.Exchange): pass",
     ],
 )
 def test_an_heir_of_the_compiled_is_seen(source: str) -> None:
-    assert list(heirs("x", source)) == ["x: Odd inherits from yugong.base.errors.Refusal"]
+    assert list(heirs("x", source)) == ["x: Odd inherits from yugong.proxy.exchange.Exchange"]
+
+
+def test_constants_of_compiled_classes_are_final() -> None:
+    """Compiled, a plain one is an attribute of each object, and reading it from the class gives a descriptor."""
+    found: list[str] = []
+    for module in sorted(COMPILED):
+        for node in ast.walk(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))):
+            is_enum = isinstance(node, ast.ClassDef) and any("Enum" in ast.unparse(base) for base in node.bases)
+            body = node.body if isinstance(node, ast.ClassDef) and not is_enum else []
+            lines = [ast.unparse(line) for line in body if isinstance(line, ast.Assign | ast.AnnAssign)]
+            found += [f"{module}: {line}" for line in lines if re.match(r"[A-Z]\w*( =|: (?!Final|ClassVar))", line)]
+    assert found == []
 
 
 def test_nothing_compiled_lies_among_the_sources() -> None:
