@@ -318,7 +318,7 @@ def main() -> int:
     names = [name for name in wanted if name != "down"] if wanted else list(FAULTS)
     found = uvloop.run(_run(names, given.calls, with_down=not wanted or "down" in wanted))
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        given.out.write_text(json.dumps(found, indent=1, default=str) + "\n")
     return 0
 
 

@@ -115,9 +115,11 @@ async def _take_stream(exchange: Exchange, going: Attempt, head: Head) -> Outcom
     fault = await opening.wait(exchange.setup.hold_first_event)
     if fault is not None:
         return fault, Said(head, b"".join(opening.pieces))
+    early = opening.pieces
+    del opening
     exchange.line.observer.stream_opened()
     try:
-        return await _relay(exchange, going, head, opening.pieces)
+        return await _relay(exchange, going, head, early)
     finally:
         exchange.line.observer.stream_closed()
 
@@ -133,8 +135,11 @@ async def _relay(exchange: Exchange, going: Attempt, head: Head, early: list[byt
     relay = Relay(protocol.client_transport(), tap, going.connection)
     _begin(exchange, head.status)
     protocol.relay = relay
+    first = _answer_head(exchange, head, framing)
+    exchange.let_go()
+    head.let_go()
     try:
-        broken = await relay.run(_answer_head(exchange, head, framing), is_chunked, early)
+        broken = await relay.run(first, is_chunked, early)
     finally:
         protocol.relay = None
         exchange.bytes_out = relay.bytes_out

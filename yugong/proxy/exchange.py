@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from aiohttp.streams import EMPTY_PAYLOAD
+
 from yugong.base.clock import SECOND, to_ticks
 from yugong.base.errors import Fault, Reach, Refusal, RefusalKind, Scope, WireFault
 from yugong.core import attempt
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from yugong.core.dialects.dialect import Dialect, Intent, Tap, Usage
     from yugong.core.settings import Timeouts
     from yugong.proxy.answer import Said
-    from yugong.proxy.line import Line, Setup
+    from yugong.proxy.line import Line, Setup, Way
     from yugong.proxy.listener import ClientProtocol
     from yugong.upstream.leg import Attempt
 
@@ -54,6 +56,7 @@ class Exchange:
         "dialect_name",
         "duration",
         "first_byte",
+        "first_data",
         "grant",
         "has_sent",
         "id",
@@ -62,12 +65,15 @@ class Exchange:
         "keeps_alive",
         "key_id",
         "line",
+        "message",
         "method",
         "model",
         "model_label",
         "operation",
         "org",
+        "parts",
         "path",
+        "payload",
         "protocol",
         "reason",
         "setup",
@@ -83,6 +89,12 @@ class Exchange:
         self.setup: Setup = line.setup
         self.protocol = protocol
         self.started = now
+        #: The head as aiohttp parsed it and the bytes it came with, until they have been read.
+        self.message: intake.Message | None = None
+        self.first_data = b""
+        self.payload: StreamReader
+        #: The wire before and after what the org puts in, until the client has its first byte.
+        self.parts = _NO_PARTS
         self.call: intake.Call | None = None
         self.dialect: Dialect
         self.intent: Intent
@@ -116,21 +128,26 @@ class Exchange:
 
     # -- the line -----------------------------------------------------------------------------------------------------
 
-    async def serve(self, message: intake.Message, payload: StreamReader, first_data: bytes = b"") -> bool:
-        """Serves one call; whether the client's connection may carry another. `first_data` begins with the head."""
+    async def serve(self) -> bool:
+        """Serves one call; whether the client's connection may carry another."""
+        message = self.message
+        assert message is not None
         if message.path in answer.PROBES:
             return answer.write_probe(self, message.path)
+        del message
         self.line.observer.started()
         try:
             try:
-                call = self._open(message, first_data)
+                call = self._open()
                 if call.has_body:
-                    await self._take_body(call, payload)
+                    await self._take_body(call)
                 self._read_intent(call)
                 if call.websocket:
-                    await tunnel.serve(self, call, message)
+                    await tunnel.serve(self, call)
                 else:
-                    await self._serve(call)
+                    self.parts = self._wire_parts(call)
+                    del call
+                    await self._serve()
             except Refusal as refusal:
                 answer.refuse(self, refusal)
         except asyncio.CancelledError:
@@ -144,12 +161,11 @@ class Exchange:
             self._own_up(bug)
         finally:
             self._close()
-        return self.keeps_alive and payload.is_eof()
+        return self.keeps_alive and self.payload.is_eof()
 
-    async def _serve(self, call: intake.Call) -> None:
+    async def _serve(self) -> None:
         self.line.budget.earn()
         ask = self.ask()
-        before, after = self._wire_parts(call)
         fault: Fault | None = None
         said = None
         while True:
@@ -160,7 +176,7 @@ class Exchange:
                     raise
                 answer.write_fault(self, fault, said)  # nobody else can be asked: the last word is upstream's
                 return
-            fault, said = await self._attempt(lease, before, after)
+            fault, said = await self._attempt(lease)
             if fault is None:
                 return
             if not await self.goes_on(ask, lease, fault):
@@ -188,22 +204,26 @@ class Exchange:
     def _close(self) -> None:
         """The record is complete: observers are told."""
         self.duration = self.line.leg.now() - self.started
-        call, self.call, self.tap = self.call, None, None  # the record lives on a while: without the bodies
-        if call is not None and call.spooled is not None:
-            call.spooled.close()
+        self.tap = None  # the record lives on a while: without the bodies
+        self._drop_call()
         self.line.observer.finished(self)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def _open(self, message: intake.Message, first_data: bytes) -> intake.Call:
+    def _open(self) -> intake.Call:
         """Head, dialect, customer. Nothing of the body is read before the customer is known (I6)."""
+        message = self.message
+        assert message is not None
         self.method, self.path = message.method, message.path
         # aiohttp 3.14.5 gives a chunked body's last trailer to the next request of the connection: there is none.
         self.keeps_alive = not (message.should_close or message.chunked or self.line.is_draining)
         self.dialect = claim(self.method, self.path, _NO_NAMES)  # whose words a refusal of the head is in
-        fields = self.protocol.fields_of(message, first_data)
+        fields = self.protocol.fields_of(message, self.first_data)
         self.agent = fields.agent
         call = self.call = intake.read_head(message, self.setup.intake, fields)
+        if not call.websocket:
+            self.message = None  # 6 kB that nobody needs for the rest of a stream
+        self.first_data = b""
         if not call.path.startswith(_PREFIXES):
             raise Refusal(RefusalKind.NOT_FOUND, f"Invalid URL ({call.method} {call.path[:256]})")
         if fields.names or call.path != call.target:
@@ -216,10 +236,10 @@ class Exchange:
         self.waits = self.setup.waits(self.method, call.path)
         return call
 
-    async def _take_body(self, call: intake.Call, payload: StreamReader) -> None:
+    async def _take_body(self, call: intake.Call) -> None:
         if call.fields.expects_continue:
             self.protocol.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await intake.read_body(call, payload, self.setup.intake, self.line.spool)
+        await intake.read_body(call, self.payload, self.setup.intake, self.line.spool)
         self.bytes_in = call.size
 
     def _read_intent(self, call: intake.Call) -> None:
@@ -274,8 +294,8 @@ class Exchange:
             return found
         patience = self.started + min(self._patience(), self.waits.total)
         while isinstance(found, Shortage):
-            if found.why == "avoided":  # all have been asked once: other keys, then the same again
-                (ask.avoid_orgs or ask.avoid_keys).clear()
+            if found.why == "avoided":
+                ask.forgive()
             elif found.why == "full" and found.until <= patience * SECOND:
                 await asyncio.sleep(max(found.until / SECOND - now(), 0.001))
             else:
@@ -291,25 +311,19 @@ class Exchange:
                 return seconds
         return self.setup.max_wait
 
-    async def _attempt(self, lease: Lease, before: bytes, after: bytes) -> tuple[Fault | None, Said | None]:
+    async def _attempt(self, lease: Lease) -> tuple[Fault | None, Said | None]:
         """One attempt: no fault when the client has its answer; else also what upstream said with it."""
-        line, setup, call = self.line, self.setup, self.call
-        assert call is not None
-        org = lease.place.org
-        self.org = org.spec.name
+        line = self.line
+        self.org = lease.place.org.spec.name
         self.attempts += 1
-        way = setup.ways[self.org]
-        start = b"%b%b\r\n%b%b" % (before, way.authority, setup.credentials(org, lease.key, self.dialect), after)
-        wire = Wire(self.method, start, setup.reader, self.waits, self.started + self.waits.total)
-        if call.spooled is not None:
-            wire.more = call.spooled.pieces
+        way = self.setup.ways[self.org]
         going: Attempt | None = None
         fault: Fault | None = None
         said: Said | None = None
         first_byte: float | None = None
         sent_at = line.leg.now()
         try:
-            going = await line.leg.send(way.origin, wire)
+            going = await line.leg.send(way.origin, self._wire(lease, way))
             first_byte = line.leg.now() - sent_at
             if going.head.has_limits:
                 self._learn(lease, going)
@@ -324,6 +338,31 @@ class Exchange:
                 line.leg.finish(going)
             self.settle(lease, fault, first_byte)
         return fault, said
+
+    def _wire(self, lease: Lease, way: Way) -> Wire:
+        """The request as this org gets it."""
+        setup, call = self.setup, self.call
+        assert call is not None
+        before, after = self.parts
+        lines = setup.credentials(lease.place.org, lease.key, self.dialect)
+        start = b"%b%b\r\n%b%b" % (before, way.authority, lines, after)
+        wire = Wire(self.method, start, setup.reader, self.waits, self.started + self.waits.total)
+        if call.spooled is not None:
+            wire.more = call.spooled.pieces
+        return wire
+
+    def let_go(self) -> None:
+        """The client has its first byte: what could only serve another attempt is not kept for the rest of a stream."""
+        self.parts = _NO_PARTS
+        self._drop_call()
+        self.protocol.forget_fields()
+        if self.payload.is_eof():
+            self.payload = EMPTY_PAYLOAD
+
+    def _drop_call(self) -> None:
+        call, self.call = self.call, None
+        if call is not None and call.spooled is not None:
+            call.spooled.close()
 
     def _learn(self, lease: Lease, going: Attempt) -> None:
         pool, head = self.setup.pool, going.head
@@ -378,6 +417,7 @@ class Exchange:
 
 #: Where APIs are. Whatever a dialect does not know there is forwarded all the same.
 _PREFIXES = ("/v1/", "/openai/v1/")
+_NO_PARTS = (b"", b"")
 _NO_NAMES: frozenset[bytes] = frozenset()
 _NO_TOKENS = buckets.cost(1, 0)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -391,10 +431,10 @@ _DIMENSIONS = {
 def _avoid(ask: Ask, lease: Lease, fault: Fault) -> None:
     """The next attempt goes to another org; to another key of the same where the fault is the key's alone."""
     if fault.scope is Scope.KEY:
-        ask.avoid_keys.add(lease.key.row)
+        ask.avoid(None, lease.key.row)
         if len(lease.place.org.keys) > 1:
             return
-    ask.avoid_orgs.add(lease.place.org.spec.name)
+    ask.avoid(lease.place.org.spec.name, None)
 
 
 def _admit(keys: KeyRing, presented: bytes | None, now: float) -> Grant:

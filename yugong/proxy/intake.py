@@ -145,9 +145,8 @@ class Fields:
     )
 
     def __init__(self) -> None:
-        #: Headers that go upstream, as `name: value` CRLF lines.
+        #: Headers that go upstream, as `name: value` CRLF lines, while they are sorted; then in one piece.
         self.lines: list[bytes] = []
-        #: The same in one piece.
         self.joined = b""
         #: Lower-case names of those headers by which dialects tell their calls.
         self.names: frozenset[bytes] = frozenset()
@@ -165,7 +164,7 @@ class Fields:
         self.agent: str | None = None
 
     def __repr__(self) -> str:
-        return f"<Fields {len(self.lines)} lines, {self.content_type!r}>"
+        return f"<Fields {len(self.joined)}B, {self.content_type!r}>"
 
 
 class Call:
@@ -195,6 +194,8 @@ class Call:
 def read_head(message: Message, limits: Intake, fields: Fields) -> Call:
     """The call's head. Raises `Refusal` (MALFORMED, TOO_LARGE)."""
     call = Call(message.method, message.path, message.version, fields)
+    if call.version[0] != 1:  # llhttp also takes a line without a version (0.9, no Host due) and HTTP/2.0
+        raise _malformed("only HTTP/1.0 and HTTP/1.1 are spoken here")
     if not call.target.startswith("/"):
         raise _malformed("the request target must be a path")  # absolute form changes the authority (threat 26)
     if not _PATHS.has(call.path) or (len(call.path) != len(call.target) and not _is_clean(call.target)):
@@ -254,6 +255,7 @@ def sort_fields(raw_headers: tuple[tuple[bytes, bytes], ...]) -> Fields:
     for value in listed:
         _take_connection(fields, b"", value)
     fields.joined = b"".join(fields.lines)
+    fields.lines.clear()
     fields.is_json = b"json" in fields.content_type
     return fields
 

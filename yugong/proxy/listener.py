@@ -117,6 +117,16 @@ class ClientProtocol(RequestHandler):
                 self._head_since = self._loop.time()
                 self._first_data = data
         super().data_received(data)
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            self._break_body()
+
+    def _break_body(self) -> None:
+        """What came is no HTTP: aiohttp's C parser says so, but not to the body it was reading, which would stall."""
+        payload = self._messages[-2][1] if len(self._messages) > 1 else self._payload
+        if payload is not None and not payload.is_eof():
+            broken = Refusal(RefusalKind.MALFORMED, "The request body is not valid HTTP.", close=True)
+            # Later, for `readany` looks at it only when it is called, and may just have been woken by these same bytes.
+            self._loop.call_soon(payload.set_exception, broken)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -169,44 +179,56 @@ class ClientProtocol(RequestHandler):
         self._block, self._fields = block, fields
         return fields
 
+    def forget_fields(self) -> None:
+        """A stream begins: the next call of this connection is far, its fields are sorted anew."""
+        self._block, self._fields = b"", None
+        if self._payload is not None and self._payload.is_eof():
+            self._payload = None
+
     # -- the life of a connection -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Serves one message after the other. Replaces aiohttp's own loop."""
         loop, line = self._loop, self.line
-        while not self._force_close:
-            if not self._messages:
-                self._waiter = loop.create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
-            message, payload = self._messages.popleft()
-            if self._parser is not None:
-                self._parser.message_consumed()
-            if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-                self._resume_reading_if_drained()
-            now = loop.time()
-            self._head_since = self.is_idle = 0.0
-            if isinstance(message, _ErrInfo):
-                self._refuse_malformed(message, now)
-                break
-            self._payload = payload
-            first_data, self._first_data = self._first_data, b""
-            keeps_alive = await Exchange(line, self, now).serve(message, payload, first_data)
-            if not keeps_alive or self._upgraded or line.is_draining:
-                await self._linger(payload)
-                break
-            self._payload = None
-            self.is_idle = loop.time()
-        self._task_handler = None
-        if self.transport is not None:
-            self.transport.close()
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, payload = self._messages.popleft()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                now = loop.time()
+                self._head_since = self.is_idle = 0.0
+                if isinstance(message, _ErrInfo) or not message.path:
+                    self._refuse_malformed(message, now)
+                    break
+                self._payload = payload
+                exchange = Exchange(line, self, now)
+                exchange.message, exchange.payload, exchange.first_data = message, payload, self._first_data
+                self._first_data = b""
+                del message, payload  # the exchange lets go of them when they have been read
+                keeps_alive = await exchange.serve()
+                if not keeps_alive or self._upgraded or line.is_draining:
+                    await self._linger(exchange.payload)
+                    break
+                self._payload = None
+                self.is_idle = loop.time()
+        finally:  # whatever happened: a connection without its task would stay open for good
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
 
-    def _refuse_malformed(self, error: _ErrInfo, now: float) -> None:
+    def _refuse_malformed(self, error: _ErrInfo | intake.Message, now: float) -> None:
         exchange = Exchange(self.line, self, now)
-        status = error.status
-        kind = RefusalKind.HEADERS_TOO_LARGE if "too large" in str(error.message).lower() else RefusalKind.MALFORMED
+        # llhttp takes a request line that is a method and nothing else; such a message has no path.
+        status, message = (error.status, error.message.lower()) if isinstance(error, _ErrInfo) else (400, "")
+        kind = RefusalKind.HEADERS_TOO_LARGE if "too large" in message else RefusalKind.MALFORMED
         if status == 413:
             kind = RefusalKind.TOO_LARGE
         exchange.reject(Refusal(kind, "The request is not valid HTTP.", close=True))

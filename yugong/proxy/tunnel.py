@@ -66,11 +66,12 @@ _HOLD_LIMITED = 1 << 20  # the same where the model in it decides whether it may
 _OPENING = FrameCaps(1 << 62, 1 << 62, EARLY_MAX)
 
 
-async def serve(exchange: Exchange, call: Call, message: Message) -> None:
+async def serve(exchange: Exchange, call: Call) -> None:
     """Serves one WebSocket, from an admitted upgrade request to its end. Raises `Refusal` before the 101."""
     exchange.keeps_alive = False  # aiohttp reads no second request after one for an upgrade
     try:
-        upgrade = _read(call, message)
+        assert exchange.message is not None
+        upgrade = _read(call, exchange.message)
     except WrongVersion as refusal:
         _refuse_version(exchange, refusal)
         return
@@ -175,7 +176,7 @@ async def _ask(exchange: Exchange, lease: Lease, upgrade: Upgrade, connection: C
     key = make_key(line.entropy(16))
     wire = write_request(
         upgrade,
-        call.fields.lines,
+        call.fields.joined.splitlines(keepends=True),
         target=_target(exchange, call).encode("latin-1"),
         host=setup.ways[org.spec.name].authority,
         credentials=setup.credentials(org, lease.key, exchange.dialect),

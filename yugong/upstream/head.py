@@ -55,6 +55,11 @@ class Head:
     def __repr__(self) -> str:
         return f"<Head {self.status} {self.kind.name.lower()} {self.length}B {len(self.fields)} headers>"
 
+    def let_go(self) -> None:
+        """Everything has been read: 5 kB that need not live as long as a stream."""
+        self.fields = {}
+        self.lines = []
+
     def pairs(self) -> list[tuple[bytes, bytes]]:
         """Every header, names in lower case."""
         return [(name.lower(), value) for name, value in self.fields.items()]

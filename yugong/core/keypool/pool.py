@@ -10,7 +10,7 @@ serve.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, MutableSequence, Set
 from fnmatch import fnmatchcase
 
 from yugong.base.clock import SECOND, to_ticks
@@ -59,6 +59,10 @@ class Tier:
         heapq.heappush(self.sleeping, (until, self._tie, place))
 
 
+_NOBODY: frozenset[str] = frozenset()
+_NO_KEY: frozenset[int] = frozenset()
+
+
 class Ask:
     """What a call asks of the pool."""
 
@@ -68,11 +72,26 @@ class Ask:
         self.dialect = dialect
         self.model = model
         self.amounts = amounts
-        self.avoid_orgs: set[str] = set()
-        self.avoid_keys: set[int] = set()
+        #: Orgs by name, keys by row: tried already.
+        self.avoid_orgs: Set[str] = _NOBODY
+        self.avoid_keys: Set[int] = _NO_KEY
 
     def __repr__(self) -> str:
         return f"<Ask {self.dialect} {self.model} {self.amounts} avoid={sorted(self.avoid_orgs)}>"
+
+    def avoid(self, org: str | None, key: int | None) -> None:
+        """The next lease is on another org (by name), or on another key (by row)."""
+        if org is not None:
+            self.avoid_orgs = self.avoid_orgs | {org}
+        if key is not None:
+            self.avoid_keys = self.avoid_keys | {key}
+
+    def forgive(self) -> None:
+        """All have been tried once: first the orgs may be asked again, by other keys, then the same keys."""
+        if self.avoid_orgs:
+            self.avoid_orgs = _NOBODY
+        else:
+            self.avoid_keys = _NO_KEY
 
 
 class Pool:
@@ -234,7 +253,7 @@ class Pool:
         home.unlock(row)
         return at
 
-    def _pick_key(self, org: Org, avoid: set[int], now: int) -> Key | None:
+    def _pick_key(self, org: Org, avoid: Set[int], now: int) -> Key | None:
         """The next key in turn that may be used."""
         cells = self._home.cells
         keys = org.keys
