@@ -17,8 +17,8 @@ from yugong.core.keypool import buckets, health
 from yugong.core.keypool.buckets import NEVER, Cost, Dimension
 from yugong.core.keypool.cells import GROUP_ROW, HEALTH_ROW, Home, ListHome
 from yugong.core.keypool.health import Event, State
-from yugong.core.keypool.pool import EWMA_WEIGHT, FIRST_GUESS, LEARN_EVERY, MODELS_KEPT, Ask, Pool, Tier
-from yugong.core.keypool.spec import Lease, LimitSpec, OrgSpec, Shortage
+from yugong.core.keypool.pool import EWMA_WEIGHT, FIRST_GUESS, LEARN_EVERY, MODELS_KEPT, Pool, Tier
+from yugong.core.keypool.spec import Ask, Lease, LimitSpec, OrgSpec, Shortage
 
 NOW = 10**12
 MINUTE = 60 * SECOND

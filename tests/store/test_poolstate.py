@@ -72,7 +72,8 @@ for line in sys.stdin:
 RESERVE = """
 import random
 from yugong.core.keypool.buckets import cost
-from yugong.core.keypool.pool import Ask, Pool
+from yugong.core.keypool.pool import Pool
+from yugong.core.keypool.spec import Ask
 from yugong.core.keypool.spec import Lease, LimitSpec, OrgSpec
 limits = (LimitSpec(("*",), (int(arguments[0]), 0, 0, 0, 0), int(arguments[1])),)
 specs = [OrgSpec(name, "origin", "openai", ("k",), limits=limits) for name in ("a", "b")]

@@ -19,7 +19,7 @@ from yugong.core.keypool import buckets, health
 from yugong.core.keypool.buckets import Cost, Dimension
 from yugong.core.keypool.cells import Home
 from yugong.core.keypool.health import Event, State
-from yugong.core.keypool.spec import Key, Lease, LimitSpec, Org, OrgSpec, Place, Shortage
+from yugong.core.keypool.spec import Ask, Key, Lease, LimitSpec, Org, OrgSpec, Place, Shortage
 
 _SMALLEST = buckets.cost(1, 1)  # what fits if anything does
 _AVOIDED = Shortage("avoided", 0)
@@ -57,41 +57,6 @@ class Tier:
         """Not asked again before `until`."""
         self._tie += 1
         heapq.heappush(self.sleeping, (until, self._tie, place))
-
-
-_NOBODY: frozenset[str] = frozenset()
-_NO_KEY: frozenset[int] = frozenset()
-
-
-class Ask:
-    """What a call asks of the pool."""
-
-    __slots__ = ("amounts", "avoid_keys", "avoid_orgs", "dialect", "model", "needs_model")
-
-    def __init__(self, dialect: str, model: str | None, amounts: Cost) -> None:
-        self.dialect = dialect
-        self.model = model
-        self.amounts = amounts
-        #: Orgs by name, keys by row: tried already.
-        self.avoid_orgs: Set[str] = _NOBODY
-        self.avoid_keys: Set[int] = _NO_KEY
-
-    def __repr__(self) -> str:
-        return f"<Ask {self.dialect} {self.model} {self.amounts} avoid={sorted(self.avoid_orgs)}>"
-
-    def avoid(self, org: str | None, key: int | None) -> None:
-        """The next lease is on another org (by name), or on another key (by row)."""
-        if org is not None:
-            self.avoid_orgs = self.avoid_orgs | {org}
-        if key is not None:
-            self.avoid_keys = self.avoid_keys | {key}
-
-    def forgive(self) -> None:
-        """All have been tried once: first the orgs may be asked again, by other keys, then the same keys."""
-        if self.avoid_orgs:
-            self.avoid_orgs = _NOBODY
-        else:
-            self.avoid_keys = _NO_KEY
 
 
 class Pool:

@@ -5,6 +5,7 @@ Records only; the deciding is in `pool`.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import NamedTuple
 
 from yugong.core.keypool.buckets import DIMENSIONS, Cost
@@ -124,6 +125,41 @@ class Lease:
 
     def __repr__(self) -> str:
         return f"<Lease {self.place.org.spec.name}/{self.key.name} {self.amounts}>"
+
+
+_NOBODY: frozenset[str] = frozenset()
+_NO_KEY: frozenset[int] = frozenset()
+
+
+class Ask:
+    """What a call asks of the pool."""
+
+    __slots__ = ("amounts", "avoid_keys", "avoid_orgs", "dialect", "model", "needs_model")
+
+    def __init__(self, dialect: str, model: str | None, amounts: Cost) -> None:
+        self.dialect = dialect
+        self.model = model
+        self.amounts = amounts
+        #: Orgs by name, keys by row: tried already.
+        self.avoid_orgs: Set[str] = _NOBODY
+        self.avoid_keys: Set[int] = _NO_KEY
+
+    def __repr__(self) -> str:
+        return f"<Ask {self.dialect} {self.model} {self.amounts} avoid={sorted(self.avoid_orgs)}>"
+
+    def avoid(self, org: str | None, key: int | None) -> None:
+        """The next lease is on another org (by name), or on another key (by row)."""
+        if org is not None:
+            self.avoid_orgs = self.avoid_orgs | {org}
+        if key is not None:
+            self.avoid_keys = self.avoid_keys | {key}
+
+    def forgive(self) -> None:
+        """All have been tried once: first the orgs may be asked again, by other keys, then the same keys."""
+        if self.avoid_orgs:
+            self.avoid_orgs = _NOBODY
+        else:
+            self.avoid_keys = _NO_KEY
 
 
 #: Why there is no room, from the least to the most hopeful.
