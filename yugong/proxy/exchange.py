@@ -337,6 +337,8 @@ class Exchange:
             if going is not None:
                 line.leg.finish(going)
             self.settle(lease, fault, first_byte)
+        if said is not None:
+            said.conceal(self.setup.credentials(lease.place.org, lease.key, self.dialect))
         return fault, said
 
     def _wire(self, lease: Lease, way: Way) -> Wire:

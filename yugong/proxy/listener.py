@@ -110,7 +110,7 @@ class ClientProtocol(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is not None:
+        if self.is_idle:  # and not `_waiter`: the first bytes may be here before the task has begun to wait
             if self._head_since:
                 self._first_data = b""  # a head in several pieces
             else:
