@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     _EXPECT,
     _TELLING,
     _AGENT,
-) = range(1, 14)
+    _CODING,
+) = range(1, 15)
 _FATES: dict[bytes, int] = {
     **dict.fromkeys(HOP_BY_HOP | NOT_UPSTREAM, _DROP),
     b"authorization": _BEARER,
@@ -55,6 +56,7 @@ _FATES: dict[bytes, int] = {
     b"anthropic-version": _TELLING,
     b"anthropic-beta": _TELLING,
     b"user-agent": _AGENT,
+    b"transfer-encoding": _CODING,
 }
 
 _HOST_FORM = re.compile(rb"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
@@ -345,6 +347,12 @@ def _take_agent(fields: Fields, name: bytes, value: bytes) -> None:
     fields.lines.append(b"%b: %b\r\n" % (name, value))
 
 
+def _take_coding(fields: Fields, name: bytes, value: bytes) -> None:
+    """llhttp also takes nothing at all, or other codings before `chunked`, which we would lose (RFC 9112 §6.1)."""
+    if value.strip().lower() != b"chunked":
+        raise _malformed("the only transfer coding known is chunked")
+
+
 def _take_expect(fields: Fields, name: bytes, value: bytes) -> None:
     if value.lower() != b"100-continue":
         raise _malformed("the only expectation known is 100-continue")
@@ -364,6 +372,7 @@ _HANDLERS = {
     _EXPECT: _take_expect,
     _TELLING: _take_telling,
     _AGENT: _take_agent,
+    _CODING: _take_coding,
 }
 
 

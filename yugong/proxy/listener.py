@@ -15,7 +15,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.web_protocol import MAX_MSG_QUEUE_SIZE, RequestHandler, _ErrInfo
 
 from yugong.base.errors import Refusal, RefusalKind
 from yugong.proxy import intake
@@ -64,8 +64,9 @@ class ClientProtocol(RequestHandler):
             max_headers=limits.headers_max_count,
             read_bufsize=limits.stream_buffer,
         )
-        self._max_msg_queue_size = limits.pipeline_max
-        self._msg_queue_resume_size = max(limits.pipeline_max // 2, 1)
+        # aiohttp's parser stops at its own cap, and goes on only after a pause: a higher one of ours would hang.
+        self._max_msg_queue_size = min(limits.pipeline_max, MAX_MSG_QUEUE_SIZE)
+        self._msg_queue_resume_size = max(self._max_msg_queue_size // 2, 1)
         self._listener = listener
         self.line: Line = listener.line
         #: The peer's address.
@@ -228,7 +229,8 @@ class ClientProtocol(RequestHandler):
         exchange = Exchange(self.line, self, now)
         # llhttp takes a request line that is a method and nothing else; such a message has no path.
         status, message = (error.status, error.message.lower()) if isinstance(error, _ErrInfo) else (400, "")
-        kind = RefusalKind.HEADERS_TOO_LARGE if "too large" in message else RefusalKind.MALFORMED
+        is_large = message.startswith(_LARGE)
+        kind = RefusalKind.HEADERS_TOO_LARGE if is_large else RefusalKind.MALFORMED
         if status == 413:
             kind = RefusalKind.TOO_LARGE
         exchange.reject(Refusal(kind, "The request is not valid HTTP.", close=True))
@@ -263,6 +265,8 @@ class ClientProtocol(RequestHandler):
         return False
 
 
+#: What aiohttp says of heads that are too large, and of nothing else (http_exceptions.LineTooLong, _http_parser.pyx).
+_LARGE = ("got more than", "too many headers")
 _HEAD_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
