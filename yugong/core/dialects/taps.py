@@ -238,6 +238,7 @@ class SseTap:
         "_head",
         "_input_bytes",
         "_is_between",
+        "_is_cut",
         "_is_metered",
         "_last",
         "_rule",
@@ -254,6 +255,8 @@ class SseTap:
         self._input_bytes = intent.input_bytes
         self._splitter = Splitter(cap)
         self._is_between = True
+        #: Whether the stream ended inside an event. Clients throw such an event away (WHATWG HTML, 9.2.6).
+        self._is_cut = False
         self._events = 0
         self._failed = False
         #: The last chunk that was no comment: how the stream ended is read in it when somebody asks.
@@ -349,6 +352,7 @@ class SseTap:
         rest = self._splitter.finish()
         if rest:
             self._take(rest)
+            self._is_cut = not _is_comment(rest)
             self._is_between = rest[-1:] in {b"\n", b"\r"}
         return b""
 
@@ -380,17 +384,19 @@ class SseTap:
     def is_complete(self) -> bool:
         if self._rule.ends is None:
             return self._is_between
-        return event_kind(self._last_event()) in self._rule.ends
+        last = self._last_event()
+        # `[DONE]` says nothing that could be missing; an end that does must be whole
+        return event_kind(last) in self._rule.ends and (not self._is_cut or read_event(last)[1] == b"[DONE]")
 
     def has_failed(self) -> bool:
         """`event: error` with nothing of an error in its data (assistants) is looked for only at the end."""
-        return self._failed or event_kind(self._last_event()) in _FAILURES
+        return not self._is_cut and (self._failed or event_kind(self._last_event()) in _FAILURES)
 
     def delivered_events(self) -> int:
         return self._events
 
     def is_between_events(self) -> bool:
-        return self._is_between
+        return self._is_between and not self._is_cut
 
 
 def _kind_in(head: bytes) -> bytes:
@@ -456,9 +462,13 @@ class StrippingTap(SseTap):
         return piece
 
     def is_between_events(self) -> bool:
-        return not self._splitter.is_over  # what is unfinished is still held here
+        return not self._splitter.is_over and not self._is_cut  # what is unfinished is still held here
 
     def finish(self) -> bytes:
         rest = self._splitter.finish()
         self._is_between = not rest
-        return self._strip(rest) if rest else b""
+        if not rest:
+            return b""
+        kept = self._strip(rest)
+        self._is_cut = not _is_comment(rest)
+        return kept
