@@ -68,6 +68,7 @@ class Compile(build_ext):
     """All or nothing."""
 
     def run(self) -> None:
+        self.parallel = True  # one module's stub beside the one large file
         try:
             super().run()
         except Exception as error:
