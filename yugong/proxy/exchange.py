@@ -18,8 +18,7 @@ from yugong.core import attempt
 from yugong.core.attempt import Action, Progress
 from yugong.core.dialects import claim
 from yugong.core.keypool import buckets
-from yugong.core.keypool.pool import Ask
-from yugong.core.keypool.spec import Lease, Shortage
+from yugong.core.keypool.spec import Ask, Lease, Shortage
 from yugong.proxy import answer, intake, tunnel
 from yugong.upstream.leg import Wire
 

@@ -136,6 +136,7 @@ class Fields:
         "content_type",
         "expects_continue",
         "forwarded_for",
+        "has_bearer",
         "host",
         "is_json",
         "joined",
@@ -153,6 +154,7 @@ class Fields:
         #: Lower-case names of those headers by which dialects tell their calls.
         self.names: frozenset[bytes] = frozenset()
         self.host = b""
+        self.has_bearer = False
         #: The customer key as presented.
         self.presented: bytes | None = None
         self.content_type = b""
@@ -267,6 +269,9 @@ def _take_bearer(fields: Fields, name: bytes, value: bytes) -> None:
     token = token.strip()
     if scheme.lower() != b"bearer" or not token:
         raise Refusal(RefusalKind.INVALID_KEY, "The Authorization header must be: Bearer YOUR_KEY")
+    if fields.has_bearer:
+        raise _malformed("the Authorization header is repeated")
+    fields.has_bearer = True
     _present(fields, token)
 
 

@@ -215,7 +215,7 @@ class ClientProtocol(RequestHandler):
                 self._first_data = b""
                 del message, payload  # the exchange lets go of them when they have been read
                 keeps_alive = await exchange.serve()
-                if not keeps_alive or self._upgraded or line.is_draining:
+                if not keeps_alive or self._upgraded:  # what said keep-alive is kept, also in a drain
                     await self._linger(exchange.payload)
                     break
                 self._payload = None
