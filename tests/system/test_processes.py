@@ -115,7 +115,11 @@ async def test_nobody_is_orphaned_by_a_killed_supervisor(running: Installation) 
 
 
 async def test_counters_never_go_backwards(running: Installation) -> None:
-    """A killed worker, a killed keeper, an upgrade: a scraper sees no reset."""
+    """A killed worker, a killed keeper, an upgrade: a scraper sees no reset.
+
+    But for what a keeper counts of itself (its processor time, the lines it wrote): killed by SIGKILL, it takes what it
+    had not yet handed over with it, and Prometheus sees a reset of those.
+    """
     seen: list[dict[str, float]] = []
     is_over = asyncio.Event()
 
@@ -144,6 +148,8 @@ async def test_counters_never_go_backwards(running: Installation) -> None:
     monotone = [name for name in seen[-1] if "_total" in name or "_bucket" in name or "_count" in name]
     assert any(name.startswith("yugong_calls_total") for name in monotone)
     for name in monotone:
+        if 'process="keeper"' in name or name.startswith("yugong_access_log"):
+            continue
         values = [sample[name] for sample in seen if name in sample]
         assert values == sorted(values), name
 
