@@ -209,3 +209,7 @@ def test_removal_is_byte_exact(body: bytes, rest: bytes) -> None:
 )
 def test_an_object_in_what_was_kept(text: bytes, found: object) -> None:
     assert object_after(text, b"usage") == found
+
+
+def test_a_fragment_has_no_member() -> None:
+    assert find_member(b"{\\", "model") is None

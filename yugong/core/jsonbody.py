@@ -126,10 +126,18 @@ def find_member(body: bytes | mmap, name: str, start: int = 0) -> tuple[int, int
         elif is_key:
             is_key = False
             text = token.group()
-            if text == plain or (b"\\" in text and orjson.loads(text) == name):
+            if text == plain or (b"\\" in text and _is_name(text, name)):
                 key_at = token.start()
                 value_at = _after_colon(body, token.end())
     return None
+
+
+def _is_name(text: bytes, name: str) -> bool:
+    """Whether a member's name, written with escapes, is `name`; a fragment that is no string is not."""
+    try:
+        return bool(orjson.loads(text) == name)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _after_colon(body: bytes | mmap, at: int) -> int:
